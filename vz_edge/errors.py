@@ -1,0 +1,100 @@
+"""Every error this package raises on purpose.
+
+::
+
+    VzEdgeError
+    ├── RecipeError            unknown recipe, or a recipe file that breaks the schema
+    ├── BudgetError            a token budget that the model cannot give
+    ├── CheckpointError        a checkpoint that cannot be read
+    │   ├── MissingTensorError     a tensor or shard is not there
+    │   ├── TensorShapeError       a tensor is there with another shape than the config says
+    │   └── UnsafeCheckpointError  a pickle, which is never loaded
+    ├── UnsupportedModelError  an architecture, activation or rotary variant that has no graph here
+    ├── ExportError            the export cannot start or its result disagrees with torch
+    │   ├── DiskSpaceError         not enough room at the target
+    │   └── TargetExistsError      the target folder is there already
+    ├── BundleError            a folder that is not a bundle this version can use
+    │   ├── CorruptBundleError     a file is missing or differs from its recorded hash
+    │   └── BundleVersionError     written by a newer format
+    ├── ImageError             a picture that cannot be read
+    ├── ContextLengthError     prompt, picture and answer do not fit the context
+    ├── ProviderError          an execution provider that this machine cannot give
+    └── DependencyError        an optional package is needed and absent
+
+A message says what was wrong, what was expected and what to do, in one line. The command line prints
+that line and exits with status 2.
+"""
+
+from __future__ import annotations
+
+
+class VzEdgeError(Exception):
+    """Base of all errors raised on purpose by vz_edge."""
+
+
+class RecipeError(VzEdgeError):
+    """A recipe is unknown or breaks the schema."""
+
+
+class BudgetError(VzEdgeError):
+    """A token budget that the model cannot give."""
+
+
+class CheckpointError(VzEdgeError):
+    """A checkpoint that cannot be read."""
+
+
+class MissingTensorError(CheckpointError):
+    """A tensor or a shard that the model needs is not in the checkpoint."""
+
+
+class TensorShapeError(CheckpointError):
+    """A tensor has another shape than the checkpoint's config says."""
+
+
+class UnsafeCheckpointError(CheckpointError):
+    """The checkpoint is a pickle, which could run code when loaded."""
+
+
+class UnsupportedModelError(VzEdgeError):
+    """The architecture, or a variant of it, has no graph here."""
+
+
+class ExportError(VzEdgeError):
+    """The export cannot start, or what it wrote disagrees with torch."""
+
+
+class DiskSpaceError(ExportError):
+    """Not enough room at the target for the predicted size."""
+
+
+class TargetExistsError(ExportError):
+    """The target folder exists and replacing it was not asked for."""
+
+
+class BundleError(VzEdgeError):
+    """The folder is not a bundle that this version can use."""
+
+
+class CorruptBundleError(BundleError):
+    """A file of the bundle is missing or differs from what was written."""
+
+
+class BundleVersionError(BundleError):
+    """The bundle was written by a newer format than this version reads."""
+
+
+class ImageError(VzEdgeError):
+    """A picture that cannot be read."""
+
+
+class ContextLengthError(VzEdgeError):
+    """Prompt, picture and answer do not fit the model's context."""
+
+
+class ProviderError(VzEdgeError):
+    """An execution provider that this machine cannot give."""
+
+
+class DependencyError(VzEdgeError):
+    """An optional package is needed and absent."""

@@ -1,0 +1,138 @@
+"""A thin builder over onnx-ir: operators, lazy weights and (quantised) linear layers.
+
+Every weight enters a graph as an ``onnx_ir.LazyTensor``: shape and dtype are known at once, the numbers are
+read, converted and quantised one tensor at a time while the file is written. Memory is bounded by the
+largest tensor, not by the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from vz_edge.host.quant import QuantConfig, quantized_tensors
+
+OPSET = 20
+MICROSOFT = "com.microsoft"
+NUMPY_DTYPES = {ir.DataType.FLOAT: np.dtype(np.float32), ir.DataType.FLOAT16: np.dtype(np.float16)}
+TORCH_DTYPES = {ir.DataType.FLOAT: torch.float32, ir.DataType.FLOAT16: torch.float16}
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A tensor of a checkpoint that is read when asked for, never kept. ``load`` returns any float dtype."""
+
+    name: str
+    shape: tuple[int, ...]
+    load: Callable[[], torch.Tensor]
+
+
+class GraphBuilder:
+    """Builds one ONNX graph whose activations have the dtype ``precision`` (FLOAT or FLOAT16)."""
+
+    def __init__(self, name: str, precision: ir.DataType) -> None:
+        self.precision = precision
+        self.graph = ir.Graph([], [], nodes=[], name=name, opset_imports={"": OPSET, MICROSOFT: 1})
+        self._names: dict[str, int] = {}
+
+    def input(self, name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:
+        """A graph input; a string in ``shape`` is a symbolic dimension."""
+        value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
+        self.graph.inputs.append(value)
+        return value
+
+    def output(self, value: ir.Value, name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> None:
+        """Make ``value`` the graph's output ``name``."""
+        value.name, value.type, value.shape = name, ir.TensorType(dtype), ir.Shape(shape)
+        self.graph.outputs.append(value)
+
+    def op(self, op_type: str, *inputs: ir.Value | None, domain: str = "", name: str = "", **attributes: Any) -> ir.Value:
+        """Append a node with one output and return that output."""
+        return self.multi_op(op_type, *inputs, outputs=1, domain=domain, name=name, **attributes)[0]
+
+    def multi_op(
+        self, op_type: str, *inputs: ir.Value | None, outputs: int, domain: str = "", name: str = "", **attributes: Any
+    ) -> Sequence[ir.Value]:
+        """Append a node with several outputs. ``name`` (made unique) also names the outputs."""
+        unique = self._unique(name or op_type)
+        values = [ir.Value(name=f"{unique}/output_{i}") for i in range(outputs)]
+        converted = {key: value for key, value in attributes.items() if value is not None}
+        attrs = [ir.convenience.convert_attribute(key, value) for key, value in converted.items()]
+        node = ir.Node(domain, op_type, inputs, attributes=attrs, outputs=values, name=unique)
+        self.graph.append(node)
+        return values
+
+    def constant(self, array: np.ndarray, name: str) -> ir.Value:
+        """A small array as an initializer, stored in its own dtype."""
+        return self._initializer(ir.tensor(np.ascontiguousarray(array), name=self._unique(name)))
+
+    def ints(self, *values: int) -> ir.Value:
+        """A 1-D int64 constant."""
+        return self.constant(np.array(values, dtype=np.int64), "ints_" + "_".join(map(str, values)))
+
+    def weight(self, weight: Weight) -> ir.Value:
+        """A weight of the checkpoint in the graph's precision, evaluated when the file is written."""
+        dtype = TORCH_DTYPES[self.precision]
+
+        def evaluate() -> ir.TensorProtocol:
+            return ir.tensor(weight.load().to(dtype).contiguous().numpy(), name=weight.name)
+
+        lazy = ir.LazyTensor(evaluate, dtype=self.precision, shape=ir.Shape(weight.shape), name=weight.name)
+        return self._initializer(lazy)
+
+    def linear(self, x: ir.Value, weight: Weight, bias: Weight | None, quant: QuantConfig | None) -> ir.Value:
+        """``x @ weight.T + bias`` for a weight of shape [out, in]: MatMulNBits if ``quant``, else MatMul."""
+        name = weight.name.removesuffix(".weight")
+        if quant is None:
+            y = self.op("MatMul", x, self.weight(_transposed(weight)), name=name)
+            return y if bias is None else self.op("Add", y, self.weight(bias), name=f"{name}.add_bias")
+        out_features, in_features = weight.shape
+        tensors = quantized_tensors(weight.name, weight.shape, weight.load, quant, self.precision)
+        initializers = [None if tensor is None else self._initializer(tensor) for tensor in tensors]
+        bias_inputs = [] if bias is None else [None, self.weight(bias)]  # g_idx, bias
+        return self.op(
+            "MatMulNBits",
+            x,
+            *initializers,
+            *bias_inputs,
+            domain=MICROSOFT,
+            name=name,
+            K=in_features,
+            N=out_features,
+            bits=quant.bits,
+            block_size=quant.block_size,
+            accuracy_level=quant.accuracy_level,
+        )
+
+    def save(self, path: Path, progress: Callable[[str, int], None]) -> None:
+        """Write ``path`` and, beside it, ``path.data``; ``progress(tensor name, bytes)`` is called a tensor at a time."""
+        model = ir.Model(self.graph, ir_version=10, producer_name="vz-edge")
+        ir.save(
+            model,
+            path,
+            external_data=f"{path.name}.data",
+            callback=lambda tensor, _: progress(tensor.name or "", tensor.nbytes),
+        )
+
+    def _initializer(self, tensor: ir.TensorProtocol) -> ir.Value:
+        assert tensor.name is not None
+        if tensor.name in self.graph.initializers:
+            return self.graph.initializers[tensor.name]
+        value = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+        self.graph.register_initializer(value)
+        return value
+
+    def _unique(self, name: str) -> str:
+        count = self._names.get(name, 0)
+        self._names[name] = count + 1
+        return name if count == 0 else f"{name}_{count}"
+
+
+def _transposed(weight: Weight) -> Weight:
+    return Weight(weight.name, weight.shape[::-1], lambda: weight.load().T)
