@@ -1,0 +1,200 @@
+"""The bundle: one folder with all that a device needs to answer questions, and nothing else.
+
+``vz_edge.json``, the manifest, says which model it is, how pictures are tiled, how many tokens are kept,
+and the size and SHA-256 of every other file. It is written last, into a staging folder that is renamed
+to its final name, so a folder that loads is a folder that was finished. ``docs/bundle.md`` is the
+specification.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from vz_edge import strict
+from vz_edge.budget import TokenBudget
+from vz_edge.errors import BundleError, BundleVersionError, CorruptBundleError, TargetExistsError
+from vz_edge.recipe import ModelSpec
+
+FORMAT_VERSION = 1
+MANIFEST = "vz_edge.json"
+HASH_CHUNK_BYTES = 1 << 22
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """What a file of the bundle must be."""
+
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class WeightSpec:
+    """Bits a weight of each part of the model; 16 means not quantised (stored at the target's precision)."""
+
+    bits: Literal[4, 8, 16]
+    lm_head_bits: Literal[4, 8, 16]
+    vision_bits: Literal[8, 16]
+    block_size: int
+    quantizer: Literal["rtn", "hqq"]
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """How pixels become numbers, from the checkpoint's preprocessor_config.json.
+
+    ``mode`` "stock" is what transformers' processor does; "pad" is LLaVA-1.5's published evaluation (pad to a
+    square with the mean colour). ``resample`` is Pillow's filter number (3: bicubic).
+    """
+
+    mode: Literal["stock", "pad"]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    rescale_factor: float = 1 / 255
+    resample: int = 3
+
+
+@dataclass(frozen=True)
+class StopSpec:
+    """What ends an answer."""
+
+    token_ids: tuple[int, ...]
+    strings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """``vz_edge.json``. ``budget`` is None in a bundle exported with all tokens.
+
+    ``predicted`` holds byte counts by part, stated before the export; ``parity`` what was measured after it
+    (see docs/bundle.md).
+    """
+
+    format_version: int
+    created_by: str
+    name: str
+    checkpoint: str
+    model: ModelSpec
+    target: Literal["cpu", "cuda"]
+    budget: TokenBudget | None
+    weights: WeightSpec
+    image: ImageSpec
+    stop: StopSpec
+    predicted: dict[str, int] = field(default_factory=dict)
+    parity: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, FileEntry] = field(default_factory=dict)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest and check that every file is there with its size (hashes: verify_files).
+
+    Raises BundleError, BundleVersionError or CorruptBundleError.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        what = "is not a bundle (no vz_edge.json)" if folder.is_dir() else "does not exist"
+        raise BundleError(f"{folder} {what}; expected a folder written by 'vz-edge export'")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        version = data["format_version"]
+    except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise CorruptBundleError(f"{path} is not a manifest ({error}); export the bundle again") from error
+    if version != FORMAT_VERSION:
+        raise BundleVersionError(
+            f"{folder} has bundle format {version}, this version of vz-edge reads format {FORMAT_VERSION}; "
+            "upgrade vz-edge, or export the bundle again"
+        )
+    try:
+        manifest = strict.load(Manifest, data)
+    except strict.SchemaError as error:
+        raise CorruptBundleError(f"{path}: {error}; export the bundle again") from error
+    for name, entry in manifest.files.items():
+        _check_size(folder / name, entry)
+    return manifest
+
+
+def verify_files(folder: Path, manifest: Manifest, progress: Callable[[str, int], None]) -> None:
+    """Hash every file; ``progress(file name, bytes hashed)`` is called as it goes. Raises CorruptBundleError."""
+    for name, entry in manifest.files.items():
+        _check_size(folder / name, entry)
+        found = sha256(folder / name, lambda count, name=name: progress(name, count))  # type: ignore[misc]
+        if found != entry.sha256:
+            raise CorruptBundleError(
+                f"{folder / name} has SHA-256 {found[:16]}…, the manifest says {entry.sha256[:16]}…; "
+                "copy or export the bundle again"
+            )
+
+
+def write_manifest(folder: Path, manifest: Manifest, progress: Callable[[str, int], None]) -> Manifest:
+    """Hash all that lies in ``folder`` into the manifest and write it, last of all files."""
+    files = {
+        path.name: FileEntry(path.stat().st_size, sha256(path, lambda count, path=path: progress(path.name, count)))  # type: ignore[misc]
+        for path in sorted(folder.iterdir())
+        if path.name != MANIFEST
+    }
+    complete = dataclasses.replace(manifest, files=files)
+    (folder / MANIFEST).write_text(json.dumps(dataclasses.asdict(complete), indent=2) + "\n", encoding="utf-8")
+    return complete
+
+
+@contextmanager
+def staged_folder(target: Path, force: bool) -> Iterator[Path]:
+    """Yield an empty folder beside ``target`` that takes its name when the block ends well.
+
+    On an exception the staging folder is removed and ``target`` is as it was. Raises TargetExistsError.
+    """
+    check_target(target, force)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir()
+    try:
+        yield staging
+        if target.exists():
+            replaced = target.with_name(f".{target.name}.replaced-{os.getpid()}")
+            target.rename(replaced)
+            staging.rename(target)
+            shutil.rmtree(replaced)
+        else:
+            staging.rename(target)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+
+
+def check_target(target: Path, force: bool) -> None:
+    """Raise TargetExistsError unless ``target`` is free, or ``force`` is given and it is a bundle or empty."""
+    if not target.exists():
+        return
+    if not force:
+        raise TargetExistsError(f"{target} exists; choose another --out, or replace it with --force")
+    if not target.is_dir() or (any(target.iterdir()) and not (target / MANIFEST).is_file()):
+        raise TargetExistsError(f"{target} exists and is not a bundle, so --force does not remove it; choose another --out")
+
+
+def sha256(path: Path, progress: Callable[[int], None]) -> str:
+    """Hexadecimal SHA-256 of a file, read in chunks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(HASH_CHUNK_BYTES):
+            digest.update(chunk)
+            progress(len(chunk))
+    return digest.hexdigest()
+
+
+def _check_size(path: Path, entry: FileEntry) -> None:
+    size = path.stat().st_size if path.is_file() else None
+    if size != entry.size_bytes:
+        found = "is missing" if size is None else f"has {size} bytes"
+        raise CorruptBundleError(
+            f"{path} {found}, the manifest says {entry.size_bytes} bytes; copy or export the bundle again"
+        )
