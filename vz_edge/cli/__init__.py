@@ -1,0 +1,79 @@
+"""The ``vz-edge`` command: one lazy table, one file a command.
+
+Only the command asked for is imported, and each command imports what is heavy inside its function, so that
+``vz-edge --help`` starts in a fraction of a second on a small board.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+import typer.core
+import typer.main
+
+from vz_edge.errors import VzEdgeError
+
+COMMANDS = ("export", "run", "inspect", "verify", "models")
+DEBUG_VARIABLE = "VZ_EDGE_DEBUG"
+
+
+class LazyCommands(typer.core.TyperGroup):
+    """A command group that imports ``vz_edge.cli.<name>`` when the command is asked for."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names in the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Import the command's module and make its ``command`` function a command."""
+        if cmd_name not in COMMANDS:
+            return None
+        single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        function = importlib.import_module(f"vz_edge.cli.{cmd_name}").command
+        single.command(cmd_name)(one_line_errors(function))
+        return typer.main.get_command(single)
+
+
+def one_line_errors(function: Callable[..., None]) -> Callable[..., None]:
+    """Turn this package's errors into one line on stderr and exit status 2; others are bugs and keep their traceback."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except VzEdgeError as error:
+            if os.environ.get(DEBUG_VARIABLE):
+                raise
+            print(f"vz-edge: {error}", file=sys.stderr)
+            raise typer.Exit(2) from error
+
+    return wrapped
+
+
+app = typer.Typer(cls=LazyCommands, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.")] = False,
+) -> None:
+    """Put a vision-language model on an edge device: export it once, then ask it about pictures."""
+    if version:
+        from vz_edge import __version__
+
+        print(f"vz-edge {__version__}")
+        raise typer.Exit
+    if debug:
+        os.environ[DEBUG_VARIABLE] = "1"
+
+
+def main() -> None:
+    """Entry point of the ``vz-edge`` script."""
+    app()

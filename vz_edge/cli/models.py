@@ -1,0 +1,38 @@
+"""``vz-edge models``: the recipes that ship with this version."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from vz_edge.recipe import load_recipe, recipe_names
+
+
+def command(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """List the models that --model knows by name."""
+    recipes = [load_recipe(name) for name in recipe_names()]
+    if as_json:
+        rows = [
+            {"name": r.name, "checkpoint": r.checkpoint, "family": r.model.family, "tokens": r.tokens, "presets": r.presets}
+            for r in recipes
+        ]
+        print(json.dumps(rows, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("name", "checkpoint", "family", "decoder", "visual tokens, all", "default", "presets of the paper")
+    for r in recipes:
+        tower = r.model.tower
+        table.add_row(
+            r.name,
+            r.checkpoint,
+            r.model.family,
+            f"{r.model.decoder.type} {r.model.decoder.hidden_size} x {r.model.decoder.layers}",
+            str(r.model.max_tiles * tower.patches),
+            str(r.tokens),
+            ", ".join(map(str, r.presets)),
+        )
+    Console().print(table)
