@@ -1,0 +1,149 @@
+"""Writing a benchmark down: what ran, on what, what came out, and whether it met the bar.
+
+A report is one JSON file with every sample and one Markdown file with a table to read: medians, and in
+brackets the smallest and the largest sample. Both name the command, the versions and the hardware, since a
+number without these cannot be compared with anything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import operator
+import os
+import platform
+import shlex
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+REPORTS = Path("profiles/reports")
+PACKAGES = ("torch", "transformers", "onnxruntime", "onnxruntime-genai", "onnx-ir", "llama-cpp-python", "numpy")
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Repeated measurements of one quantity; the table shows the median and the range."""
+
+    values: tuple[float, ...]
+    unit: str
+
+    @property
+    def median(self) -> float:
+        """The middle sample."""
+        return statistics.median(self.values)
+
+    def __str__(self) -> str:
+        """Median, unit and range."""
+        middle = f"{_digits(self.median)} {self.unit}".rstrip()
+        if len(self.values) == 1:
+            return middle
+        return f"{middle} ({_digits(min(self.values))}–{_digits(max(self.values))})"
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A bar that the measurement has to reach."""
+
+    what: str
+    value: float
+    relation: Literal["<=", ">="]
+    limit: float
+    unit: str
+
+    @property
+    def met(self) -> bool:
+        """Whether the value is on the right side of the limit."""
+        return (operator.le if self.relation == "<=" else operator.ge)(self.value, self.limit)
+
+
+Cell = str | Samples
+
+
+@dataclass(frozen=True)
+class Report:
+    """One benchmark's outcome. Each row is a mapping of column to cell; all rows have the same columns."""
+
+    name: str
+    title: str
+    notes: Sequence[str]
+    rows: Sequence[dict[str, Cell]]
+    bars: Sequence[Bar] = ()
+    settings: dict[str, str | int | float] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        """Write ``<name>.json`` and ``<name>.md`` into ``folder`` and print the latter."""
+        folder.mkdir(parents=True, exist_ok=True)
+        facts = {"command": command_line(), "date": datetime.date.today().isoformat(), "environment": environment()}
+        bars = [dataclasses.asdict(bar) | {"met": bar.met} for bar in self.bars]
+        data = dataclasses.asdict(self) | {"bars": bars} | facts
+        encoded = json.dumps(data, indent=2, ensure_ascii=False)
+        (folder / f"{self.name}.json").write_text(encoded + "\n", encoding="utf-8")
+        text = self._markdown(facts["command"], facts["date"])
+        (folder / f"{self.name}.md").write_text(text, encoding="utf-8")
+        print(text, flush=True)
+
+    def _markdown(self, command: str, date: str) -> str:
+        machine = environment()
+        columns = list(self.rows[0])
+        versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+        lines = [f"# {self.title}", "", f"`{command}`, {date}", ""]
+        lines += [f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB of memory; {versions}", ""]
+        lines += [_row(columns), _row(["---"] * len(columns))]
+        lines += [_row([str(row[column]) for column in columns]) for row in self.rows]
+        if self.bars:
+            lines += ["", _row(["bar", "measured", "limit", "met"]), _row(["---"] * 4)]
+            for bar in self.bars:
+                limit = f"{'at most' if bar.relation == '<=' else 'at least'} {bar.limit:g} {bar.unit}"
+                met = "yes" if bar.met else "**no**"
+                lines.append(_row([bar.what, f"{_digits(bar.value)} {bar.unit}", limit, met]))
+        return "\n".join([*lines, "", *(f"- {note}" for note in self.notes), ""])
+
+
+def environment() -> dict:
+    """CPU, cores, memory in GB, operating system and the versions of the packages that matter."""
+    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "memory_gb": round(memory_bytes / GB, 1),
+        "system": f"{platform.system()} {platform.release()}",
+        "load_average": round(os.getloadavg()[0], 2),
+        "versions": versions,
+    }
+
+
+def command_line() -> str:
+    """The command that is running, as a reader would type it."""
+    module = Path(sys.argv[0]).stem
+    return shlex.join(["python", "-m", f"benchmarks.{module}", *sys.argv[1:]])
+
+
+def _cpu_model() -> str:
+    """Name of the processor and the vector extensions that decide the speed of quantised matrix products."""
+    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    fields = dict(line.split("\t: ", 1) for line in text.splitlines() if "\t: " in line)
+    flags = set(fields.get("flags", "").split())
+    known = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8")
+    return " ".join([fields.get("model name", platform.processor()), *(flag for flag in known if flag in flags)])
+
+
+def _digits(value: float) -> str:
+    """Three significant digits, without an exponent."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
