@@ -52,7 +52,9 @@ class GraphBuilder:
         value.name, value.type, value.shape = name, ir.TensorType(dtype), ir.Shape(shape)
         self.graph.outputs.append(value)
 
-    def op(self, op_type: str, *inputs: ir.Value | None, domain: str = "", name: str = "", **attributes: Any) -> ir.Value:
+    def op(
+        self, op_type: str, *inputs: ir.Value | None, domain: str = "", name: str = "", **attributes: Any
+    ) -> ir.Value:
         """Append a node with one output and return that output."""
         return self.multi_op(op_type, *inputs, outputs=1, domain=domain, name=name, **attributes)[0]
 
