@@ -1,0 +1,226 @@
+"""From a picture to tiles: what the vision tower sees, equal bit for bit to the stock processors.
+
+LLaVA-1.5 sees one tile. Stock (transformers): the short edge is resized to the tile and the centre is kept.
+Padded (the published evaluation): the picture is first padded to a square with the mean colour.
+LLaVA-NeXT sees 1 + columns x rows tiles ("anyres", LLaVA-NeXT blog, 2024-01): the whole picture squeezed into
+one base tile, then the picture fitted into the best of the model's grids, row by row, padded with black.
+
+All work is on 8-bit pixels; a table of 256 floats a channel then does rescaling and normalisation at once,
+in the same float64 -> float32 steps as transformers, so nothing differs in the last bit.
+
+>>> tiles = make_tiles(load_image("street.jpg"), manifest.model, manifest.image)
+>>> tiles.pixel_values.shape, tiles.grid
+((5, 3, 336, 336), (2, 2))
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from vz_edge.budget import TokenBudget
+from vz_edge.bundle import ImageSpec
+from vz_edge.errors import ImageError
+from vz_edge.recipe import ModelSpec
+
+ImageSource = str | Path | Image.Image | np.ndarray
+Size = tuple[int, int]  # (width, height) in pixels, as Pillow has it
+
+# A picture beside which a robot's largest frame is small; 4 bytes a pixel makes it 716 MB. Twice Pillow's own limit.
+MAX_PIXELS = 178_956_970
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """A picture as the vision graph takes it.
+
+    ``pixel_values`` is float32 [tiles, 3, S, S]; ``grid`` is (columns, rows) of the tiles after the base tile,
+    None for a family without a grid; ``original_size`` is the picture's (width, height) in pixels.
+    """
+
+    pixel_values: np.ndarray
+    grid: tuple[int, int] | None
+    original_size: Size
+
+
+def load_image(source: ImageSource) -> Image.Image:
+    """Read a picture as 8-bit RGB, upright.
+
+    ``source`` is a path, a Pillow image of any mode, or a uint8 array [height, width, 3] in RGB order. The EXIF
+    orientation is applied; transparency is laid over white, as transformers' processors do. Raises ImageError.
+    """
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
+    if isinstance(source, Image.Image):
+        return _upright_rgb(source, "picture")
+    try:
+        with Image.open(source) as image:
+            return _upright_rgb(image, str(source))
+    except ImageError:
+        raise
+    except FileNotFoundError as error:
+        raise ImageError(f"{source} does not exist; expected a picture file") from error
+    # Pillow's decoders raise whatever a broken file makes them trip over (OSError, SyntaxError, struct.error...).
+    except Exception as error:
+        raise ImageError(f"{source} cannot be read as a picture ({error}); expected JPEG, PNG or the like") from error
+
+
+def make_tiles(image: Image.Image, model: ModelSpec, spec: ImageSpec) -> Tiles:
+    """Tile an RGB picture for ``model``. Raises ImageError where it is too thin to be scaled as ``spec`` says."""
+    side = model.tower.image_size
+    if model.family == "llava":
+        fitted = _pad_to_square(image, spec) if spec.mode == "pad" else image
+        tile = _resize_short_edge_and_crop(fitted, side, spec.resample)
+        return Tiles(_normalise(np.asarray(tile)[None], spec), None, image.size)
+    columns, rows = grid = grid_of(image.size, model)
+    base = image.resize((side, side), spec.resample)
+    tiles = np.empty((1 + columns * rows, side, side, 3), dtype=np.uint8)
+    tiles[0] = np.asarray(base)
+    tiles[1:] = _grid_tiles(image, grid, side, spec.resample)
+    return Tiles(_normalise(tiles, spec), grid, image.size)
+
+
+def grid_of(size: Size, model: ModelSpec) -> tuple[int, int]:
+    """(columns, rows) of the grid that keeps most of a picture of ``size``, then wastes least; then the first one."""
+    width, height = size
+
+    def quality(pinpoint: tuple[int, int]) -> tuple[int, int]:
+        pin_height, pin_width = pinpoint
+        scale = min(pin_width / width, pin_height / height)
+        effective = min(int(width * scale) * int(height * scale), width * height)
+        return effective, effective - pin_width * pin_height
+
+    best_height, best_width = max(model.grid_pinpoints, key=quality)
+    side = model.tower.image_size
+    return best_width // side, best_height // side
+
+
+def tile_count(size: Size, model: ModelSpec) -> int:
+    """Tiles of a picture of ``size`` (width, height), the base tile counted."""
+    if model.family == "llava":
+        return 1
+    columns, rows = grid_of(size, model)
+    return 1 + columns * rows
+
+
+def token_count(size: Size, model: ModelSpec, budget: TokenBudget | None) -> int:
+    """Tokens that a picture of ``size`` (width, height) costs; ``budget`` None means all tokens, unpadded."""
+    if budget is not None:
+        return budget.total(tile_count(size, model))
+    patches = model.tower.patches
+    if model.family == "llava":
+        return patches
+    top, bottom, left, right = _unpadded_box(size, grid_of(size, model), model.tower.patches_per_side)
+    return patches + (bottom - top) * (right - left + 1)
+
+
+def vanilla_token_order(original_size: Size, grid: tuple[int, int], patches_per_side: int) -> np.ndarray:
+    """The order of all tokens in an unreduced LLaVA-NeXT: int64 [tokens].
+
+    Indices point into the patch features of all tiles, tile after tile, followed by one newline row. The base tile
+    comes first; then the grid row by row, cut to what is not padding, with a newline after each row.
+    """
+    columns, rows = grid
+    side = patches_per_side
+    patches = side * side
+    tiles = np.arange(patches, patches * (1 + columns * rows), dtype=np.int64)
+    plane = tiles.reshape(rows, columns, side, side).swapaxes(1, 2).reshape(rows * side, columns * side)
+    top, bottom, left, right = _unpadded_box(original_size, grid, side)
+    kept = plane[top:bottom, left:right]
+    newline = np.full((len(kept), 1), patches * (1 + columns * rows), dtype=np.int64)
+    return np.concatenate([np.arange(patches, dtype=np.int64), np.hstack([kept, newline]).ravel()])
+
+
+def _unpadded_box(size: Size, grid: tuple[int, int], side: int) -> tuple[int, int, int, int]:
+    """Rows and columns (top, bottom, left, right) of the grid's patches that the picture covers.
+
+    The order of the floating-point operations is transformers' own: another order rounds other sizes differently.
+    """
+    width, height = size
+    columns, rows = grid[0] * side, grid[1] * side
+    if width / height > columns / rows:
+        padding = (rows - int(round(height * (columns / width), 7))) // 2
+        return padding, rows - padding, 0, columns
+    padding = (columns - int(round(width * (rows / height), 7))) // 2
+    return 0, rows, padding, columns - padding
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+        raise ImageError(
+            f"picture array has shape {array.shape} and dtype {array.dtype}; "
+            "expected uint8 [height, width, 3] in RGB order"
+        )
+    _check_size((array.shape[1], array.shape[0]), "picture array")
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
+    _check_size(image.size, name)
+    image = ImageOps.exif_transpose(image)
+    if "A" in image.getbands() or image.info.get("transparency") is not None:
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    return image.convert("RGB")
+
+
+def _check_size(size: Size, name: str) -> None:
+    width, height = size
+    if width == 0 or height == 0:
+        raise ImageError(f"{name} is {width} x {height} pixels: there is nothing to see; expected at least 1 x 1")
+    if width * height > MAX_PIXELS:
+        raise ImageError(
+            f"{name} is {width} x {height} pixels, more than the limit of {MAX_PIXELS}; scale it down first"
+        )
+
+
+def _grid_tiles(image: Image.Image, grid: tuple[int, int], side: int, resample: int) -> np.ndarray:
+    """The grid's tiles, row by row: uint8 [columns * rows, S, S, 3]."""
+    columns, rows = grid
+    grid_width, grid_height = columns * side, rows * side
+    scale_x, scale_y = grid_width / image.width, grid_height / image.height
+    if scale_x < scale_y:
+        width, height = grid_width, min(math.ceil(image.height * scale_x), grid_height)
+    else:
+        width, height = min(math.ceil(image.width * scale_y), grid_width), grid_height
+    canvas = np.zeros((grid_height, grid_width, 3), dtype=np.uint8)
+    top, left = (grid_height - height) // 2, (grid_width - width) // 2
+    canvas[top : top + height, left : left + width] = np.asarray(image.resize((width, height), resample))
+    return canvas.reshape(rows, side, columns, side, 3).swapaxes(1, 2).reshape(-1, side, side, 3)
+
+
+def _pad_to_square(image: Image.Image, spec: ImageSpec) -> Image.Image:
+    edge = max(image.size)
+    _check_size((edge, edge), "the picture padded to a square")
+    square = Image.new("RGB", (edge, edge), tuple(int(mean * 255) for mean in spec.mean))
+    square.paste(image, ((edge - image.width) // 2, (edge - image.height) // 2))
+    return square
+
+
+def _resize_short_edge_and_crop(image: Image.Image, side: int, resample: int) -> Image.Image:
+    if image.width <= image.height:
+        width, height = side, int(side * image.height / image.width)
+    else:
+        width, height = int(side * image.width / image.height), side
+    _check_size((width, height), "the picture with its short edge scaled to the tile")
+    left, top = (width - side) // 2, (height - side) // 2
+    return image.resize((width, height), resample).crop((left, top, left + side, top + side))
+
+
+def _normalise(tiles: np.ndarray, spec: ImageSpec) -> np.ndarray:
+    """uint8 [tiles, S, S, 3] -> float32 [tiles, 3, S, S]."""
+    pixel_values = np.empty((len(tiles), 3, *tiles.shape[1:3]), dtype=np.float32)
+    for channel, table in enumerate(_normalisation_tables(spec)):
+        np.take(table, tiles[..., channel], out=pixel_values[:, channel], mode="clip")
+    return pixel_values
+
+
+def _normalisation_tables(spec: ImageSpec) -> Iterator[np.ndarray]:
+    rescaled = (np.arange(256, dtype=np.float64) * spec.rescale_factor).astype(np.float32)
+    for mean, std in zip(spec.mean, spec.std, strict=True):
+        yield (rescaled - np.float32(mean)) / np.float32(std)
