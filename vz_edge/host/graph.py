@@ -8,7 +8,6 @@ largest tensor, not by the model.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +16,13 @@ import onnx_ir as ir
 import torch
 
 from vz_edge.host.quant import QuantConfig, quantized_tensors
+from vz_edge.host.weight import Weight
 
 OPSET = 20
 MICROSOFT = "com.microsoft"
+EMBEDDED_BYTES = 256  # tensors up to this size are stored in the .onnx file itself
 NUMPY_DTYPES = {ir.DataType.FLOAT: np.dtype(np.float32), ir.DataType.FLOAT16: np.dtype(np.float16)}
 TORCH_DTYPES = {ir.DataType.FLOAT: torch.float32, ir.DataType.FLOAT16: torch.float16}
-
-
-@dataclass(frozen=True)
-class Weight:
-    """A tensor of a checkpoint that is read when asked for, never kept. ``load`` returns any float dtype."""
-
-    name: str
-    shape: tuple[int, ...]
-    load: Callable[[], torch.Tensor]
 
 
 class GraphBuilder:
@@ -72,7 +64,7 @@ class GraphBuilder:
 
     def constant(self, array: np.ndarray, name: str) -> ir.Value:
         """A small array as an initializer, stored in its own dtype."""
-        return self._initializer(ir.tensor(np.ascontiguousarray(array), name=self._unique(name)))
+        return self._initializer(ir.tensor(np.asarray(array, order="C"), name=self._unique(name)))
 
     def ints(self, *values: int) -> ir.Value:
         """A 1-D int64 constant."""
@@ -80,23 +72,18 @@ class GraphBuilder:
 
     def weight(self, weight: Weight) -> ir.Value:
         """A weight of the checkpoint in the graph's precision, evaluated when the file is written."""
-        dtype = TORCH_DTYPES[self.precision]
-
-        def evaluate() -> ir.TensorProtocol:
-            return ir.tensor(weight.load().to(dtype).contiguous().numpy(), name=weight.name)
-
-        lazy = ir.LazyTensor(evaluate, dtype=self.precision, shape=ir.Shape(weight.shape), name=weight.name)
-        return self._initializer(lazy)
+        return self._lazy(weight.name, weight.shape, lambda: weight.load())
 
     def linear(self, x: ir.Value, weight: Weight, bias: Weight | None, quant: QuantConfig | None) -> ir.Value:
         """``x @ weight.T + bias`` for a weight of shape [out, in]: MatMulNBits if ``quant``, else MatMul."""
         name = weight.name.removesuffix(".weight")
         if quant is None:
-            y = self.op("MatMul", x, self.weight(_transposed(weight)), name=name)
+            matrix = self._lazy(f"{name}.transposed", weight.shape[::-1], lambda: weight.load().T)
+            y = self.op("MatMul", x, matrix, name=name)
             return y if bias is None else self.op("Add", y, self.weight(bias), name=f"{name}.add_bias")
         out_features, in_features = weight.shape
-        tensors = quantized_tensors(weight.name, weight.shape, weight.load, quant, self.precision)
-        initializers = [None if tensor is None else self._initializer(tensor) for tensor in tensors]
+        tensors = quantized_tensors(weight, quant, self.precision)
+        initializers = [self._initializer(tensor) for tensor in tensors]
         bias_inputs = [] if bias is None else [None, self.weight(bias)]  # g_idx, bias
         return self.op(
             "MatMulNBits",
@@ -113,14 +100,30 @@ class GraphBuilder:
         )
 
     def save(self, path: Path, progress: Callable[[str, int], None]) -> None:
-        """Write ``path`` and, beside it, ``path.data``; ``progress(tensor name, bytes)`` is called a tensor at a time."""
+        """Write ``path`` and, beside it, ``path.data``, calling ``progress(tensor name, bytes)`` for each tensor."""
         model = ir.Model(self.graph, ir_version=10, producer_name="vz-edge")
         ir.save(
             model,
             path,
             external_data=f"{path.name}.data",
+            size_threshold_bytes=EMBEDDED_BYTES,
             callback=lambda tensor, _: progress(tensor.name or "", tensor.nbytes),
         )
+
+    def weight_bytes(self) -> int:
+        """Bytes that ``save`` reports to ``progress`` in all."""
+        sizes = (
+            value.const_value.nbytes for value in self.graph.initializers.values() if value.const_value is not None
+        )
+        return sum(size for size in sizes if size > EMBEDDED_BYTES)
+
+    def _lazy(self, name: str, shape: tuple[int, ...], load: Callable[[], torch.Tensor]) -> ir.Value:
+        """An initializer in the graph's precision that is evaluated when the file is written."""
+
+        def evaluate() -> ir.TensorProtocol:
+            return ir.tensor(torch.empty(shape, dtype=TORCH_DTYPES[self.precision]).copy_(load()).numpy(), name=name)
+
+        return self._initializer(ir.LazyTensor(evaluate, dtype=self.precision, shape=ir.Shape(shape), name=name))
 
     def _initializer(self, tensor: ir.TensorProtocol) -> ir.Value:
         assert tensor.name is not None
@@ -134,7 +137,3 @@ class GraphBuilder:
         count = self._names.get(name, 0)
         self._names[name] = count + 1
         return name if count == 0 else f"{name}_{count}"
-
-
-def _transposed(weight: Weight) -> Weight:
-    return Weight(weight.name, weight.shape[::-1], lambda: weight.load().T)

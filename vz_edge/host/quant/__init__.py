@@ -6,7 +6,6 @@ Two quantisers with one contract, ``quantize(blocks, bits) -> (values, scales, z
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import ModuleType
@@ -17,6 +16,7 @@ import torch
 
 from vz_edge.host.quant import hqq, rtn
 from vz_edge.host.quant.pack import pack, pack_zero_points
+from vz_edge.host.weight import Weight
 
 METHODS: dict[str, ModuleType] = {"rtn": rtn, "hqq": hqq}
 CHUNK_VALUES = 512 * 1024  # values quantised at a time by a thread: 2 MB of float32, which stay in the cache
@@ -41,19 +41,19 @@ class Quantized:
     zero_points: torch.Tensor
 
 
-def quantize(weight: torch.Tensor, quant: QuantConfig) -> Quantized:
-    """Quantise a weight [out, in] of any float dtype."""
+def quantize(weight: Weight, quant: QuantConfig) -> Quantized:
+    """Read and quantise a weight [out, in], some rows at a time."""
     rows, columns = weight.shape
     blocks = -(-columns // quant.block_size)
     packed = torch.empty((rows, blocks, quant.block_size * quant.bits // 8), dtype=torch.uint8)
     scales = torch.empty((rows, blocks))
     zero_points = torch.empty((rows, blocks), dtype=torch.uint8)
     step = max(1, CHUNK_VALUES // columns)
-    padding = blocks * quant.block_size - columns
 
     def quantize_rows(start: int) -> None:
-        chunk = slice(start, start + step)
-        values = torch.nn.functional.pad(weight[chunk].to(torch.float32, copy=True), (0, padding))
+        chunk = slice(start, min(start + step, rows))
+        values = torch.zeros((chunk.stop - start, blocks * quant.block_size))
+        values[:, :columns] = weight.load(chunk)
         q, scales[chunk], zero_points[chunk] = METHODS[quant.method].quantize(
             values.view(-1, blocks, quant.block_size), quant.bits
         )
@@ -68,32 +68,28 @@ def quantize(weight: torch.Tensor, quant: QuantConfig) -> Quantized:
 
 
 def quantized_tensors(
-    name: str,
-    shape: tuple[int, ...],
-    load: Callable[[], torch.Tensor],
-    quant: QuantConfig,
-    precision: ir.DataType,
-) -> tuple[ir.TensorProtocol, ir.TensorProtocol, ir.TensorProtocol | None]:
+    weight: Weight, quant: QuantConfig, precision: ir.DataType
+) -> tuple[ir.TensorProtocol, ir.TensorProtocol, ir.TensorProtocol]:
     """Packed values, scales (in ``precision``) and zero points of a weight [out, in], as lazy tensors.
 
     The weight is read and quantised when the first of the three is written; each part is let go as soon as it
     is written itself. onnx-ir writes initializers in the order of registration, so register the three together.
     """
-    out_features, in_features = shape
+    out_features, in_features = weight.shape
     blocks = -(-in_features // quant.block_size)
     scale_dtype = {ir.DataType.FLOAT: torch.float32, ir.DataType.FLOAT16: torch.float16}[precision]
     waiting: dict[str, torch.Tensor] = {}
 
-    def part(key: str) -> ir.TensorProtocol:
-        if key not in waiting:
-            quantized = quantize(load(), quant)
+    def take(part: str) -> ir.TensorProtocol:
+        if part not in waiting:
+            quantized = quantize(weight, quant)
             waiting.update(
                 packed=quantized.packed, scales=quantized.scales.to(scale_dtype), zero_points=quantized.zero_points
             )
-        return ir.tensor(waiting.pop(key).numpy(), name=f"{name}.{key}")
+        return ir.tensor(waiting.pop(part).numpy(), name=f"{weight.name}.{part}")
 
-    def lazy(key: str, dtype: ir.DataType, *dims: int) -> ir.LazyTensor:
-        return ir.LazyTensor(lambda: part(key), dtype=dtype, shape=ir.Shape(dims), name=f"{name}.{key}")
+    def lazy(part: str, dtype: ir.DataType, *shape: int) -> ir.LazyTensor:
+        return ir.LazyTensor(lambda: take(part), dtype=dtype, shape=ir.Shape(shape), name=f"{weight.name}.{part}")
 
     return (
         lazy("packed", ir.DataType.UINT8, out_features, blocks, quant.block_size * quant.bits // 8),
