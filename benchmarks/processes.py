@@ -1,9 +1,9 @@
 """Measuring other processes: peak memory of a command, and rounds interleaved between rivals.
 
-Peak resident memory of a command is the largest of three readings, since each misses something: the kernel's
-high-water mark of each process (``VmHWM``, polled; a process may end between two polls), the same mark as
-reported when the process is waited for (``ru_maxrss``), and the largest sum over the process and its
-descendants at one moment. Pages of memory-mapped files count as resident, as they do for a user who looks.
+Peak resident memory of a command is the larger of two readings, polled until it ends: the kernel's high-water
+mark of each process of its tree (``VmHWM``, which forgets nothing between two polls), and the sum over the tree
+at one moment. Pages of memory-mapped files count as resident, as they do for a user who looks. ``ru_maxrss`` is
+not used: a process inherits the mark of the one that started it.
 
 Rivals run in a process of their own each, ready before the first round, so that no run pays for loading and
 no library's threads disturb another's. Rounds alternate between them: drift of the machine hits all alike.
@@ -40,15 +40,14 @@ def run_measured(command: Sequence[str], log: Path) -> Run:
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
         peak_bytes = 0
-        while (ended := os.wait4(process.pid, os.WNOHANG))[0] == 0:
+        while process.poll() is None:
             peak_bytes = max(peak_bytes, _tree_peak_bytes(process.pid))
             time.sleep(POLL_SEC)
     wall_sec = time.perf_counter() - start
-    process.returncode = os.waitstatus_to_exitcode(ended[1])
     if process.returncode:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
         raise SystemExit(f"{' '.join(command)} ended with status {process.returncode}:\n{tail}")
-    return Run(wall_sec, max(peak_bytes, ended[2].ru_maxrss * 1024))
+    return Run(wall_sec, peak_bytes)
 
 
 def memory_bytes(pid: int | str = "self") -> dict[str, int]:
@@ -64,7 +63,7 @@ def memory_bytes(pid: int | str = "self") -> dict[str, int]:
 
 def _tree_peak_bytes(pid: int) -> int:
     readings = [reading for reading in map(memory_bytes, _tree(pid)) if reading]
-    return max([*(reading["VmHWM"] for reading in readings), sum(reading["VmRSS"] for reading in readings)])
+    return max(0, *(reading["VmHWM"] for reading in readings), sum(reading["VmRSS"] for reading in readings))
 
 
 def _tree(pid: int) -> Iterator[int]:

@@ -17,6 +17,7 @@ import platform
 import shlex
 import statistics
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ from typing import Literal
 REPORTS = Path("profiles/reports")
 PACKAGES = ("torch", "transformers", "onnxruntime", "onnxruntime-genai", "onnx-ir", "llama-cpp-python", "numpy")
 GB = 1e9
+BUSY_WINDOW_SEC = 2.0
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,14 @@ Cell = str | Samples
 
 @dataclass(frozen=True)
 class Report:
-    """One benchmark's outcome. Each row is a mapping of column to cell; all rows have the same columns."""
+    """One benchmark's outcome. Each row is a mapping of column to cell; all rows have the same columns.
+
+    ``busy_percent`` is what ``busy_percent()`` said before the first measurement.
+    """
 
     name: str
     title: str
+    busy_percent: float
     notes: Sequence[str]
     rows: Sequence[dict[str, Cell]]
     bars: Sequence[Bar] = ()
@@ -95,6 +101,7 @@ class Report:
         versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
         lines = [f"# {self.title}", "", f"`{command}`, {date}", ""]
         lines += [f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB of memory; {versions}", ""]
+        lines += [f"Other processes used {self.busy_percent:g} % of the processors when it started.", ""]
         lines += [_row(columns), _row(["---"] * len(columns))]
         lines += [_row([str(row[column]) for column in columns]) for row in self.rows]
         if self.bars:
@@ -120,15 +127,29 @@ def environment() -> dict:
         "cores": os.cpu_count(),
         "memory_gb": round(memory_bytes / GB, 1),
         "system": f"{platform.system()} {platform.release()}",
-        "load_average": round(os.getloadavg()[0], 2),
         "versions": versions,
     }
+
+
+def busy_percent() -> float:
+    """Share of the processors that something else uses right now, in percent: call it before anything is measured."""
+    before = _cpu_ticks()
+    time.sleep(BUSY_WINDOW_SEC)
+    after = _cpu_ticks()
+    idle, total = (after[part] - before[part] for part in range(2))
+    return round(100 * (1 - idle / total), 1)
 
 
 def command_line() -> str:
     """The command that is running, as a reader would type it."""
     module = Path(sys.argv[0]).stem
     return shlex.join(["python", "-m", f"benchmarks.{module}", *sys.argv[1:]])
+
+
+def _cpu_ticks() -> tuple[int, int]:
+    """Idle and total ticks of all processors since the start."""
+    ticks = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:]]
+    return ticks[3] + ticks[4], sum(ticks[:8])
 
 
 def _cpu_model() -> str:

@@ -1,0 +1,13 @@
+#!/bin/sh
+# Every report of this folder, from an otherwise idle machine: about half an hour on two cores.
+# Needs 64 GB of disk under build/benchmarks and 12 GB of memory; what is made there is removed at the end.
+set -eu
+cd "$(dirname "$0")/.."
+python=${PYTHON:-python}
+
+"$python" -m benchmarks.decoder_speed
+"$python" -m benchmarks.vision_speed
+"$python" -m benchmarks.export_memory --shape 1b
+"$python" -m benchmarks.export_memory --shape llava-next-13b
+"$python" -m benchmarks.answer_memory
+rm -rf build/benchmarks

@@ -1,0 +1,122 @@
+"""Memory and time of one answer about a picture from an exported 13B, on the CPU.
+
+    python -m benchmarks.answer_memory                          # llava-next-13b at 4 bits and 320 tokens
+
+The bundle is the one that ``export_memory --shape llava-next-13b`` left; it is exported now if it is not there.
+A fresh process imports vz_edge, loads the bundle, encodes a 1000 x 800 picture (five tiles, 320 tokens) and
+answers a question in 32 tokens; after each stage it reads its resident memory (``VmRSS``) and the highest it has
+been (``VmHWM``). Files that are memory-mapped count in both. The first answer pays for pages that are touched for
+the first time, so a second question is asked too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import bundles
+from benchmarks.processes import memory_bytes
+from benchmarks.report import GB, REPORTS, Bar, Cell, Report, Samples, busy_percent
+
+SHAPE = "llava-next-13b"
+PEAK_LIMIT_GB = 9.5
+QUESTION = "What is on the table, and what is to the left of it?"
+ANSWER_TOKENS = 32
+PICTURE_SIZE = (800, 1000, 3)  # height, width, channels
+
+
+def answer(bundle: Path, threads: int) -> dict:
+    """Load and ask; returns seconds and memory after each stage, and the reply's own measurements."""
+    stages: list[dict] = []
+    began = time.perf_counter()
+
+    def stage(name: str) -> None:
+        nonlocal began
+        now = time.perf_counter()
+        stages.append({"stage": name, "sec": now - began, **memory_bytes()})
+        began = time.perf_counter()
+
+    from vz_edge import EdgeModel
+
+    stage("import")
+    model = EdgeModel.load(bundle, threads=threads)
+    stage("load the bundle")
+    picture = np.random.default_rng(0).integers(0, 256, PICTURE_SIZE, dtype=np.uint8)
+    encoded = model.encode(picture)
+    stage("picture: tiles and vision graph")
+    first = model.ask(encoded, QUESTION, max_new_tokens=ANSWER_TOKENS)
+    stage("first question")
+    second = model.ask(encoded, QUESTION, max_new_tokens=ANSWER_TOKENS)
+    stage("second question")
+    replies = [
+        {
+            "image_tokens": reply.image_tokens,
+            "prompt_tokens": reply.prompt_tokens,
+            "answer_tokens": reply.answer_tokens,
+            "prefill_sec": reply.prefill_sec,
+            "decode_sec": reply.decode_sec,
+        }
+        for reply in (first, second)
+    ]
+    return {"stages": stages, "replies": replies}
+
+
+def report(shape: str, bundle: Path, threads: int, busy: float) -> Report:
+    """Run ``answer`` in a process of its own and tabulate it."""
+    command = [sys.executable, "-m", "benchmarks.answer_memory", "--worker", str(bundle), "--threads", str(threads)]
+    measured = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout)
+    rows: list[dict[str, Cell]] = [
+        {
+            "stage": stage["stage"],
+            "time": Samples((stage["sec"],), "s"),
+            "resident after": Samples((stage["VmRSS"] / GB,), "GB"),
+            "of it files": Samples((stage["RssFile"] / GB,), "GB"),
+            "highest so far": Samples((stage["VmHWM"] / GB,), "GB"),
+        }
+        for stage in measured["stages"]
+    ]
+    notes = ["Random weights of the true shape. 1 GB is 1e9 bytes; memory-mapped files count as resident memory."]
+    for name, reply in zip(("first", "second"), measured["replies"], strict=True):
+        notes.append(
+            f"The {name} question: {reply['prompt_tokens']} prompt tokens ({reply['image_tokens']} of the picture) in "
+            f"{reply['prefill_sec']:.1f} s, {reply['answer_tokens']} answer tokens in {reply['decode_sec']:.1f} s "
+            f"({reply['answer_tokens'] / reply['decode_sec']:.2f} tokens/s)."
+        )
+    peak_gb = max(stage["VmHWM"] for stage in measured["stages"]) / GB
+    size_gb = bundles.folder_bytes(bundle) / GB
+    return Report(
+        name="answer_memory" if shape == SHAPE else f"answer_memory_{shape}",
+        title=f"{shape} at 4 bits and 320 tokens answers on the CPU: the folder is {size_gb:.2f} GB",
+        busy_percent=busy,
+        notes=notes,
+        rows=rows,
+        bars=[Bar("peak resident memory", peak_gb, "<=", PEAK_LIMIT_GB, "GB")] if shape == SHAPE else (),
+        settings={"threads": threads, "replies": json.dumps(measured["replies"])},
+    )
+
+
+def main() -> None:
+    """Parse the command line; measure, or be the process that is measured."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", default=SHAPE, help="a recipe's name, 1b or tiny")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--work", type=Path, default=bundles.WORK)
+    parser.add_argument("--reports", type=Path, default=REPORTS)
+    parser.add_argument("--worker", type=Path, metavar="BUNDLE", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        print(json.dumps(answer(arguments.worker, arguments.threads)))
+        return
+    busy = busy_percent()
+    bundle = bundles.bundle(arguments.shape, "cpu", arguments.work)
+    report(arguments.shape, bundle, arguments.threads, busy).write(arguments.reports)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""The checkpoints and bundles that several benchmarks share: made when missing, kept for the next one."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+from benchmarks.make_checkpoint import Part, make_checkpoint, model_of_shape
+from benchmarks.processes import run_measured
+
+WORK = Path("build/benchmarks")
+CHUNK_BYTES = 1 << 24
+Target = Literal["cpu", "cuda"]
+
+
+def checkpoint_folder(shape: str, work: Path, part: Part = "all") -> Path:
+    """The random checkpoint of that shape."""
+    folder = work / (shape if part == "all" else f"{shape}-{part}")
+    make_checkpoint(model_of_shape(shape), folder, part)
+    return folder
+
+
+def bundle_folder(shape: str, target: Target, work: Path) -> Path:
+    """Where the benchmark's bundle of that shape lies, or will."""
+    return work / f"{shape}-{target}-bundle"
+
+
+def export_command(shape: str, target: Target, work: Path) -> list[str]:
+    """The export that is measured: 4 bits, 320 tokens."""
+    options = ["--bits", "4", "--tokens", "320", "--target", target, "--out", str(bundle_folder(shape, target, work))]
+    return [sys.executable, "-m", "vz_edge", "export", "--model", str(work / shape), *options, "--force"]
+
+
+def bundle(shape: str, target: Target, work: Path) -> Path:
+    """The bundle of that shape, exported now if it is not there."""
+    folder = bundle_folder(shape, target, work)
+    if not (folder / "vz_edge.json").exists():
+        checkpoint_folder(shape, work)
+        run_measured(export_command(shape, target, work), work / "logs" / f"{folder.name}.log")
+    return folder
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files in a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def shards(checkpoint: Path) -> list[Path]:
+    """The files of a checkpoint that hold its weights."""
+    return sorted(checkpoint.glob("*.safetensors"))
+
+
+def drop_from_page_cache(files: Iterable[Path]) -> None:
+    """Make the next reader of these files read from the disk. Needs no privilege, and no other file is touched."""
+    os.sync()  # a page that is not on disk yet would stay
+    for path in files:
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def bring_into_page_cache(files: Iterable[Path]) -> None:
+    """Make the next reader of these files find them in memory, with nothing left to be written behind its back."""
+    os.sync()
+    for path in files:
+        with path.open("rb") as file:
+            while file.read(CHUNK_BYTES):
+                pass

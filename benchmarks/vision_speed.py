@@ -1,0 +1,213 @@
+"""Speed of the vision part on the CPU: CLIP ViT-L/14-336, VisionZip at 64 tokens a tile, LLaVA-13B's projector.
+
+    python -m benchmarks.vision_speed                      # one tile and five tiles
+
+Five rivals with the same random weights and pictures, each in a process of its own, in interleaved rounds:
+
+* vision.onnx as it is exported for 64 tokens a tile (fp32)
+* the same with 8-bit linear layers (``--vision-bits 8``)
+* vision.onnx without selection (``--tokens all``): every patch through the projector
+* torch, the published way: eager attention in all 24 layers, attention matrices kept, selection, projector
+* torch with fused attention, one CLS row, 23 layers (see published_vision.py)
+
+One tile is LLaVA-1.5; five tiles are LLaVA-NeXT's base tile and 2 x 2 grid. The report also says how far the
+features are from the published way's, and what 8 bits change in the positions that are kept (random weights:
+the demo model's report has the figures of a trained tower).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import bundles
+from benchmarks.make_checkpoint import model_of_shape
+from benchmarks.processes import interleave, serve, workers
+from benchmarks.report import REPORTS, Bar, Cell, Report, Samples, busy_percent
+from vz_edge.budget import TokenBudget
+from vz_edge.recipe import ModelSpec
+
+OURS, OURS_8_BIT, ALL = "vision.onnx, 64 tokens a tile", "the same, --vision-bits 8", "vision.onnx, --tokens all"
+PUBLISHED, SDPA = "torch, published way", "torch, fused attention"
+RIVALS = {"ours": OURS, "ours-8-bit": OURS_8_BIT, "all": ALL, "published": PUBLISHED, "sdpa": SDPA}
+BUDGET = TokenBudget(54, 10)
+GRID_WIDTH = 2
+ROUNDS = {1: 5, 5: 3}
+LEAST_SPEEDUP = 1.3
+
+
+def model_for(shape: str, tiles: int) -> ModelSpec:
+    """LLaVA-1.5 for one tile, LLaVA-NeXT for more."""
+    model = model_of_shape(shape)
+    return model if tiles > 1 else dataclasses.replace(model, family="llava", grid_pinpoints=())
+
+
+def pictures(tiles: int, side: int) -> np.ndarray:
+    """Random normalised pixels [tiles, 3, side, side], float32."""
+    return np.random.default_rng(0).standard_normal((tiles, 3, side, side), dtype=np.float32)
+
+
+def prepare(rival: str, shape: str, tiles: int, threads: int, work: Path) -> Callable[[dict], dict]:
+    """Load a rival; the returned function runs it once and may save what came out."""
+    checkpoint = bundles.checkpoint_folder(shape, work, "vision")
+    model = model_for(shape, tiles)
+    pixel_values = pictures(tiles, model.tower.image_size)
+    make = _torch_runner if rival in ("published", "sdpa") else _onnx_runner
+    run = make(rival, checkpoint, model, pixel_values, threads, work)
+
+    def measure(request: dict) -> dict:
+        start = time.perf_counter()
+        outputs = run()
+        sec = time.perf_counter() - start
+        if "save" in request:
+            np.savez(request["save"], **outputs)
+        return {"sec": sec}
+
+    return measure
+
+
+def _onnx_runner(
+    rival: str, checkpoint: Path, model: ModelSpec, pixel_values: np.ndarray, threads: int, work: Path
+) -> Callable[[], dict[str, np.ndarray]]:
+    path = work / f"vision-{checkpoint.name}-{model.family}-{rival}" / "vision.onnx"
+    if not path.exists():
+        _export(rival, checkpoint, model, path)
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    feeds = {"pixel_values": pixel_values, "grid_width": np.array([GRID_WIDTH])}
+    wanted = {value.name for value in session.get_inputs()}
+    feeds = {name: value for name, value in feeds.items() if name in wanted}
+    names = [value.name for value in session.get_outputs()]
+    return lambda: dict(zip(names, session.run(names, feeds), strict=True))
+
+
+def _export(rival: str, folder: Path, model: ModelSpec, path: Path) -> None:
+    import onnx_ir as ir
+
+    from vz_edge.host.checkpoint import Checkpoint
+    from vz_edge.host.quant import QuantConfig
+    from vz_edge.host.vision_graph import build_vision
+
+    budget = None if rival == "all" else BUDGET
+    quant = QuantConfig(bits=8) if rival == "ours-8-bit" else None
+    # Without selection the order of a grid's tokens is computed outside of the graph: one family serves all.
+    model = dataclasses.replace(model, family="llava", grid_pinpoints=()) if rival == "all" else model
+    path.parent.mkdir(parents=True, exist_ok=True)
+    build_vision(Checkpoint.open(folder), model, budget, ir.DataType.FLOAT, quant).save(path, lambda *_: None)
+
+
+def _torch_runner(
+    rival: str, folder: Path, model: ModelSpec, pixel_values: np.ndarray, threads: int, work: Path
+) -> Callable[[], dict[str, np.ndarray]]:
+    import torch
+
+    from benchmarks import published_vision
+    from vz_edge.host.checkpoint import Checkpoint
+
+    torch.set_num_threads(threads)
+    features = getattr(published_vision, rival)(Checkpoint.open(folder), model, BUDGET)
+    pixels = torch.from_numpy(pixel_values)
+
+    def run() -> dict[str, np.ndarray]:
+        with torch.inference_mode():
+            return {"image_features": features(pixels, GRID_WIDTH).numpy()}
+
+    return run
+
+
+def measure(shape: str, tiles: int, threads: int, work: Path, rounds: int) -> tuple[dict[str, Samples], dict, dict]:
+    """Seconds of each rival, largest difference from the published features, and what 8 bits change."""
+    base = [sys.executable, "-m", "benchmarks.vision_speed", "--shape", shape, "--work", str(work)]
+    options = ["--threads", str(threads), "--tiles", str(tiles)]
+    commands = {name: [*base, *options, "--worker", rival] for rival, name in RIVALS.items()}
+    saved = {}
+    with workers(commands, threads) as rivals:
+        answers = interleave(rivals, {}, rounds)
+        for rival, name in RIVALS.items():
+            path = work / f"features-{rival}.npz"
+            rivals[name].ask({"save": str(path)})
+            saved[name] = dict(np.load(path))
+            path.unlink()
+    seconds = {name: Samples(tuple(answer["sec"] for answer in given), "s") for name, given in answers.items()}
+    return seconds, _differences(saved), _change(saved[OURS], saved[OURS_8_BIT], tiles)
+
+
+def _differences(saved: dict[str, dict[str, np.ndarray]]) -> dict[str, float]:
+    """Largest difference from the published features, as a share of their largest value."""
+    reference = saved[PUBLISHED]["image_features"]
+    largest = abs(reference).max()
+    return {name: float(abs(saved[name]["image_features"] - reference).max() / largest) for name in (OURS, SDPA)}
+
+
+def _change(exact: dict[str, np.ndarray], coarse: dict[str, np.ndarray], tiles: int) -> dict[str, float]:
+    """Share of kept positions that 8 bits keep too; for one tile, error of the features at those positions."""
+    shared = [np.isin(a, b) for a, b in zip(exact["kept"], coarse["kept"], strict=True)]
+    change = {"share of kept positions": float(np.mean(shared))}
+    if tiles == 1:
+        _, rows, other_rows = np.intersect1d(exact["kept"][0], coarse["kept"][0], return_indices=True)
+        features, others = exact["image_features"][rows], coarse["image_features"][other_rows]
+        change["relative feature error"] = float(np.linalg.norm(features - others) / np.linalg.norm(features))
+    return change
+
+
+def report(shape: str, threads: int, work: Path, rounds: dict[int, int]) -> Report:
+    """Measure one tile and five tiles."""
+    busy = busy_percent()
+    rows: list[dict[str, Cell]] = []
+    bars = []
+    notes = [f"Float32, {threads} threads, random weights; medians of interleaved rounds, one process a rival."]
+    for tiles, count in rounds.items():
+        seconds, differences, change = measure(shape, tiles, threads, work, count)
+        for name, samples in seconds.items():
+            speedup = Samples((seconds[PUBLISHED].median / samples.median,), "x")
+            rows.append({"tiles": str(tiles), "rival": name, "time": samples, "against published": speedup})
+        title = "1 tile" if tiles == 1 else f"{tiles} tiles"
+        ours = seconds[OURS].median
+        bars.append(Bar(f"{title}: time, of that without selection", ours / seconds[ALL].median, "<=", 1, "x"))
+        bars.append(Bar(f"{title}: published / ours", seconds[PUBLISHED].median / ours, ">=", LEAST_SPEEDUP, "x"))
+        notes += [
+            f"{title}: {name} differs from the published features by {value:.1e} of the largest value."
+            for name, value in differences.items()
+        ]
+        notes += [f"{title}, 8 bits against fp32: {what} {value:.3f}." for what, value in change.items()]
+    return Report(
+        name="vision_speed",
+        title="Vision part on the CPU: CLIP ViT-L/14-336, 64 tokens a tile, projector of a 13B",
+        busy_percent=busy,
+        notes=notes,
+        rows=rows,
+        bars=bars if shape != "tiny" else (),
+        settings={"threads": threads, "shape": shape},
+    )
+
+
+def main() -> None:
+    """Parse the command line; measure, or be one of the rivals."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", default="llava-next-13b", help="a recipe's name, 1b or tiny")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, help="of both; default: 5 of one tile, 3 of five tiles")
+    parser.add_argument("--work", type=Path, default=bundles.WORK)
+    parser.add_argument("--reports", type=Path, default=REPORTS)
+    parser.add_argument("--worker", choices=tuple(RIVALS), help=argparse.SUPPRESS)
+    parser.add_argument("--tiles", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    shape, threads, work = arguments.shape, arguments.threads, arguments.work
+    if arguments.worker:
+        serve(lambda: prepare(arguments.worker, shape, arguments.tiles, threads, work))
+        return
+    rounds = {tiles: arguments.rounds or count for tiles, count in ROUNDS.items()}
+    report(shape, threads, work, rounds).write(arguments.reports)
+
+
+if __name__ == "__main__":
+    main()
