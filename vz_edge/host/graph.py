@@ -136,4 +136,5 @@ class GraphBuilder:
     def _unique(self, name: str) -> str:
         count = self._names.get(name, 0)
         self._names[name] = count + 1
-        return name if count == 0 else f"{name}_{count}"
+        # "." and not "_": the second ints(1) must not get the name of ints(1, 1).
+        return name if count == 0 else f"{name}.{count}"
