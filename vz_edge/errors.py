@@ -17,6 +17,7 @@
     │   ├── CorruptBundleError     a file is missing or differs from its recorded hash
     │   └── BundleVersionError     written by a newer format
     ├── ImageError             a picture that cannot be read
+    ├── RequestError           messages, pictures or settings that do not make a question
     ├── ContextLengthError     prompt, picture and answer do not fit the context
     ├── ProviderError          an execution provider that this machine cannot give
     └── DependencyError        an optional package is needed and absent
@@ -86,6 +87,10 @@ class BundleVersionError(BundleError):
 
 class ImageError(VzEdgeError):
     """A picture that cannot be read."""
+
+
+class RequestError(VzEdgeError):
+    """Messages, pictures or settings that do not make a question."""
 
 
 class ContextLengthError(VzEdgeError):

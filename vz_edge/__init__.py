@@ -1,0 +1,85 @@
+"""vz-edge: LLaVA models with VisionZip token selection and 4-bit weights, exported once, run on edge devices.
+
+>>> from vz_edge import EdgeModel
+>>> model = EdgeModel.load("bundles/llava-next-13b")
+>>> print(model.ask("street.jpg", "What is to the left of the bus?").text)
+
+All but the errors is imported when first used: ``import vz_edge`` costs milliseconds and loads no runtime.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from vz_edge.errors import (
+    BudgetError,
+    BundleError,
+    BundleVersionError,
+    CheckpointError,
+    ContextLengthError,
+    CorruptBundleError,
+    DependencyError,
+    DiskSpaceError,
+    ExportError,
+    ImageError,
+    MissingTensorError,
+    ProviderError,
+    RecipeError,
+    RequestError,
+    TargetExistsError,
+    TensorShapeError,
+    UnsafeCheckpointError,
+    UnsupportedModelError,
+    VzEdgeError,
+)
+
+if TYPE_CHECKING:
+    from vz_edge.device.model import EdgeModel
+    from vz_edge.device.reply import Reply, Stream
+    from vz_edge.device.vision import VisionResult
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BudgetError",
+    "BundleError",
+    "BundleVersionError",
+    "CheckpointError",
+    "ContextLengthError",
+    "CorruptBundleError",
+    "DependencyError",
+    "DiskSpaceError",
+    "EdgeModel",
+    "ExportError",
+    "ImageError",
+    "MissingTensorError",
+    "ProviderError",
+    "RecipeError",
+    "Reply",
+    "RequestError",
+    "Stream",
+    "TargetExistsError",
+    "TensorShapeError",
+    "UnsafeCheckpointError",
+    "UnsupportedModelError",
+    "VisionResult",
+    "VzEdgeError",
+]
+
+_LAZY = {
+    "EdgeModel": "vz_edge.device.model",
+    "Reply": "vz_edge.device.reply",
+    "Stream": "vz_edge.device.reply",
+    "VisionResult": "vz_edge.device.vision",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'vz_edge' has no attribute '{name}'")
+    return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

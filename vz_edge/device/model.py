@@ -1,0 +1,316 @@
+"""EdgeModel: a bundle, loaded, that answers questions about pictures.
+
+The way of a question: picture -> tiles -> vision graph -> image tokens; messages -> template -> token ids ->
+embeddings with the image tokens in their place -> prefill -> one token at a time -> text.
+
+>>> model = EdgeModel.load("bundles/llava-next-13b")
+>>> model.ask("street.jpg", "How many people are crossing?").text
+'Three people are crossing the street.'
+
+A model is safe to share between threads: sessions, tokenizer and table are read-only, and each question has a
+KV cache of its own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
+
+import numpy as np
+
+from vz_edge.bundle import Manifest, read_manifest
+from vz_edge.device.decoder import Context, Decoder
+from vz_edge.device.embedding import EmbeddingTable
+from vz_edge.device.generate import Limits, generate
+from vz_edge.device.image import ImageSource, Tiles, token_count
+from vz_edge.device.prompt import ChatPrompt, Message, messages_of
+from vz_edge.device.reply import Reply, Stream
+from vz_edge.device.runtime import choose_providers
+from vz_edge.device.sampling import Sampling
+from vz_edge.device.vision import VisionEncoder, VisionResult
+from vz_edge.errors import ContextLengthError, RequestError
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # a type checker brings it along; nothing needs it at run time
+
+Picture = ImageSource | VisionResult
+Pictures = Picture | Sequence[Picture] | None
+Prompt = str | Sequence[Message]
+
+
+class AskOptions(TypedDict, total=False):
+    """The options of ``EdgeModel.ask``, shared by ``stream`` and ``ask_many``."""
+
+    max_new_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int | None
+    stop: Sequence[str | int]
+
+
+@dataclass(frozen=True)
+class _Question:
+    """A question that is known to fit: token ids, and pictures that may still have to go through the vision graph."""
+
+    ids: list[int]
+    pictures: list[Tiles | VisionResult]
+    image_tokens: int
+    preprocess_sec: float
+    limits: Limits
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of text; each picture's place is one id."""
+        return len(self.ids) - len(self.pictures)
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that the KV cache must hold. The last token of an answer is never read again."""
+        return self.prompt_tokens + self.image_tokens + self.limits.max_new_tokens
+
+
+class _Spent(NamedTuple):
+    """Seconds that went into a question before its own prefill."""
+
+    preprocess_sec: float = 0.0
+    vision_sec: float = 0.0
+    shared_prefill_sec: float = 0.0
+
+
+class EdgeModel:
+    """A bundle that answers. Made by ``EdgeModel.load``.
+
+    ``manifest`` says which model it is; ``vision``, ``chat``, ``embedding`` and ``decoder`` are its parts, for those
+    who measure or compose them differently; ``context_length`` is the most tokens that a question with its
+    pictures and its answer may have; ``load_sec`` is what loading took.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        vision: VisionEncoder,
+        chat: ChatPrompt,
+        embedding: EmbeddingTable,
+        decoder: Decoder,
+        context_length: int,
+        load_sec: float,
+    ) -> None:
+        self.manifest = manifest
+        self.vision = vision
+        self.chat = chat
+        self.embedding = embedding
+        self.decoder = decoder
+        self.context_length = context_length
+        self.load_sec = load_sec
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | PathLike[str],
+        providers: Sequence[str] | None = None,
+        threads: int | None = None,
+        max_context: int | None = None,
+    ) -> EdgeModel:
+        """Load a bundle written by ``vz-edge export``.
+
+        ``providers`` are ONNX Runtime's ("cpu", "cuda"...; by default CUDA for a bundle exported for it where the
+        machine has it, else the CPU), ``threads`` the physical cores by default; ``max_context`` lowers the model's
+        own context, to bound the memory of a question. Raises BundleError, ProviderError, DependencyError.
+        """
+        started = time.perf_counter()
+        for name, value in (("threads", threads), ("max_context", max_context)):
+            if value is not None and value < 1:
+                raise RequestError(f"{name} {value} is impossible; expected 1 or more")
+        bundle = Path(folder)
+        manifest = read_manifest(bundle)
+        model = manifest.model
+        chosen = choose_providers(providers, manifest.target)
+        chat = ChatPrompt.load(bundle, model.image_token_id)
+        vision = VisionEncoder.open(bundle, model, manifest.image, chosen, threads)
+        decoder = Decoder.open(bundle, chosen, threads)
+        embedding = EmbeddingTable(bundle / "embedding.data", decoder.hidden_size, decoder.dtype)
+        context_length = min(model.decoder.context_length, max_context or model.decoder.context_length)
+        return cls(manifest, vision, chat, embedding, decoder, context_length, time.perf_counter() - started)
+
+    def encode(self, image: ImageSource) -> VisionResult:
+        """Look at a picture once; what is returned can be asked about any number of times. Raises ImageError."""
+        return self.vision.encode(self.vision.tile(image))
+
+    def ask(
+        self,
+        image: Pictures,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        stop: Sequence[str | int] = (),
+    ) -> Reply:
+        """Answer a question about a picture, several pictures, or none.
+
+        ``image`` is a path, a Pillow image, a uint8 [height, width, 3] RGB array or what ``encode`` returned.
+        ``prompt`` is a question or a conversation (``[{"role": "user", "content": "..."}, ...]``). ``stop`` adds
+        strings and token ids to the model's own. Raises ImageError, RequestError, ContextLengthError.
+        """
+        return self.stream(
+            image,
+            prompt,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            stop=stop,
+        ).reply
+
+    def stream(self, image: Pictures, prompt: Prompt, **options: Unpack[AskOptions]) -> Stream:
+        """As ``ask``, but the text comes in pieces while it is written.
+
+        What is wrong with the question is raised here; looking and answering begin with the first piece.
+        """
+        question = self._questions(image, [prompt], **options)[0]
+        return Stream(self._start(question))
+
+    def ask_many(self, image: Pictures, prompts: Sequence[Prompt], **options: Unpack[AskOptions]) -> list[Reply]:
+        """Answer separate questions about the same picture, which is encoded and read by the decoder once.
+
+        The tokens that all prompts begin with stay in the KV cache. The time they took, the picture's too, is in
+        the first reply.
+        """
+        questions = self._questions(image, prompts, **options)
+        if not questions:
+            return []
+        results, vision_sec = self._look(questions[0].pictures)
+        context = self.decoder.start(max(question.capacity for question in questions))
+        shared = _common_start([question.ids[:-1] for question in questions])
+        started = time.perf_counter()
+        if shared:
+            context.append(self._embed(shared, results))
+        shared_length = context.length
+        spent = _Spent(questions[0].preprocess_sec, vision_sec, time.perf_counter() - started)
+        replies = []
+        for question in questions:
+            context.rewind(shared_length)
+            replies.append(Stream(self._answer(context, question, len(shared), results, spent)).reply)
+            spent = _Spent()
+        return replies
+
+    def _start(self, question: _Question) -> Generator[str, None, Reply]:
+        results, vision_sec = self._look(question.pictures)
+        context = self.decoder.start(question.capacity)
+        return (yield from self._answer(context, question, 0, results, _Spent(question.preprocess_sec, vision_sec)))
+
+    def _answer(
+        self, context: Context, question: _Question, read: int, results: list[VisionResult], spent: _Spent
+    ) -> Generator[str, None, Reply]:
+        """Answer in a context that has read the first ``read`` ids of the question."""
+        pictures_read = question.ids[:read].count(self.chat.image_token_id)
+        embeds = self._embed(question.ids[read:], results[pictures_read:])
+        answer = yield from generate(context, embeds, self.embedding, self.chat.tokenizer, question.limits)
+        return Reply(
+            text=answer.text,
+            finish_reason=answer.finish_reason,
+            token_ids=answer.token_ids,
+            prompt_tokens=question.prompt_tokens,
+            image_tokens=question.image_tokens,
+            preprocess_sec=spent.preprocess_sec,
+            vision_sec=spent.vision_sec,
+            prefill_sec=spent.shared_prefill_sec + answer.prefill_sec,
+            decode_sec=answer.decode_sec,
+        )
+
+    def _look(self, pictures: list[Tiles | VisionResult]) -> tuple[list[VisionResult], float]:
+        started = time.perf_counter()
+        results = [self.vision.encode(picture) if isinstance(picture, Tiles) else picture for picture in pictures]
+        return results, time.perf_counter() - started
+
+    def _embed(self, ids: list[int], results: list[VisionResult]) -> np.ndarray:
+        count = ids.count(self.chat.image_token_id)
+        features = [result.features for result in results[:count]]
+        return self.embedding.place(ids, self.chat.image_token_id, features)
+
+    def _questions(
+        self,
+        image: Pictures,
+        prompts: Sequence[Prompt],
+        *,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        stop: Sequence[str | int] = (),
+    ) -> list[_Question]:
+        """Check everything that can be wrong with questions, before anything slow is done."""
+        limits = self._limits(max_new_tokens, Sampling(temperature, top_k, top_p, seed), stop)
+        started = time.perf_counter()
+        pictures = [
+            picture if isinstance(picture, VisionResult) else self.vision.tile(picture) for picture in _listed(image)
+        ]
+        preprocess_sec = time.perf_counter() - started
+        image_tokens = sum(self._token_count(picture) for picture in pictures)
+        questions = []
+        for prompt in prompts:
+            ids = self.chat.ids(messages_of(prompt, len(pictures)))
+            marks = ids.count(self.chat.image_token_id)
+            if marks != len(pictures):
+                raise RequestError(
+                    f"the prompt has {marks} image tokens, {len(pictures)} picture(s) were given; write the question "
+                    "without the image token: the chat template places it"
+                )
+            question = _Question(ids, pictures, image_tokens, preprocess_sec, limits)
+            self._check_context(question)
+            questions.append(question)
+        return questions
+
+    def _limits(self, max_new_tokens: int, sampling: Sampling, stop: Sequence[str | int]) -> Limits:
+        if max_new_tokens < 1:
+            raise RequestError(f"max_new_tokens {max_new_tokens} is impossible; expected 1 or more")
+        stops = [stop] if isinstance(stop, str) else stop
+        if "" in stops:
+            raise RequestError("a stop string is empty, which ends every answer at once; leave it out")
+        own = self.manifest.stop
+        return Limits(
+            max_new_tokens,
+            sampling,
+            frozenset([*own.token_ids, *(item for item in stops if isinstance(item, int))]),
+            (*own.strings, *(item for item in stops if isinstance(item, str))),
+        )
+
+    def _token_count(self, picture: Tiles | VisionResult) -> int:
+        if isinstance(picture, VisionResult):
+            return len(picture.features)
+        return token_count(picture.original_size, self.manifest.model, self.manifest.budget)
+
+    def _check_context(self, question: _Question) -> None:
+        left = self.context_length - question.prompt_tokens - question.image_tokens
+        if question.limits.max_new_tokens <= left:
+            return
+        fits = f"lower max_new_tokens to {left}" if left > 0 else "shorten the prompt, or export with fewer --tokens"
+        raise ContextLengthError(
+            f"{question.prompt_tokens} prompt tokens, {question.image_tokens} image tokens and "
+            f"{question.limits.max_new_tokens} new ones do not fit the context of {self.context_length}; {fits}"
+        )
+
+
+def _listed(image: Pictures) -> list[Picture]:
+    if image is None:
+        return []
+    return list(image) if isinstance(image, (list, tuple)) else [image]  # type: ignore[list-item]
+
+
+def _common_start(sequences: Sequence[list[int]]) -> list[int]:
+    """The longest list that all ``sequences`` begin with."""
+    shared = []
+    for ids in zip(*sequences, strict=False):
+        if len(set(ids)) > 1:
+            break
+        shared.append(ids[0])
+    return shared

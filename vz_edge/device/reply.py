@@ -1,0 +1,83 @@
+"""What an answer is: its text, why it ended, how many tokens and how many seconds it took."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from vz_edge.errors import VzEdgeError
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer with its measurements.
+
+    ``prompt_tokens`` are the text's alone, ``image_tokens`` the pictures'; ``answer_tokens`` counts all that were
+    generated, the stop token included (``token_ids``). Seconds are those spent in this call: a picture that was
+    encoded before costs nothing again. ``decode_sec`` runs from the first token to the last.
+    """
+
+    text: str
+    finish_reason: Literal["stop", "length"]
+    token_ids: tuple[int, ...]
+    prompt_tokens: int
+    image_tokens: int
+    preprocess_sec: float
+    vision_sec: float
+    prefill_sec: float
+    decode_sec: float
+
+    @property
+    def answer_tokens(self) -> int:
+        """Tokens generated, the stop token included."""
+        return len(self.token_ids)
+
+    @property
+    def ttft_sec(self) -> float:
+        """Time to first token: from the call to the first token's choice."""
+        return self.preprocess_sec + self.vision_sec + self.prefill_sec
+
+    @property
+    def total_sec(self) -> float:
+        """From the call to the last token."""
+        return self.ttft_sec + self.decode_sec
+
+    @property
+    def prefill_tokens_per_sec(self) -> float:
+        """Prompt and picture tokens read a second."""
+        return (self.prompt_tokens + self.image_tokens) / self.prefill_sec if self.prefill_sec else 0.0
+
+    @property
+    def decode_tokens_per_sec(self) -> float:
+        """Tokens written a second, the first one, which prefill gives, not counted."""
+        return (self.answer_tokens - 1) / self.decode_sec if self.answer_tokens > 1 and self.decode_sec else 0.0
+
+
+class Stream(Iterator[str]):
+    """The pieces of an answer as they come; ``reply`` is the whole of it, with its measurements.
+
+    >>> for piece in (stream := model.stream("street.jpg", "What is this?")):
+    ...     print(piece, end="", flush=True)
+    >>> stream.reply.decode_tokens_per_sec
+    """
+
+    def __init__(self, pieces: Generator[str, None, Reply]) -> None:
+        self._pieces = pieces
+        self._reply: Reply | None = None
+
+    def __next__(self) -> str:
+        try:
+            return next(self._pieces)
+        except StopIteration as end:
+            self._reply = self._reply or end.value
+            raise
+
+    @property
+    def reply(self) -> Reply:
+        """The finished answer; generates what is left of it if need be."""
+        for _ in self:
+            pass
+        if self._reply is None:
+            raise VzEdgeError("the answer broke off with an error, so there is no reply; ask again")
+        return self._reply

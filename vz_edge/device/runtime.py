@@ -1,0 +1,109 @@
+"""ONNX Runtime sessions: which execution provider, how many threads, and errors that say what to do.
+
+A bundle exported for CUDA holds fp16 graphs, one for the CPU fp32; the provider follows from that unless it
+is named.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Literal
+
+from vz_edge.errors import CorruptBundleError, DependencyError, ProviderError
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+LOG_ERRORS_ONLY = 3
+
+
+def open_session(path: Path, providers: Sequence[str], threads: int | None) -> InferenceSession:
+    """Open an ONNX file on the first of ``providers`` that takes a node, the CPU last.
+
+    ``threads`` are intra-op threads, None for one on each physical core. Raises ProviderError where the first
+    provider does not start or lacks an operator, CorruptBundleError where the file is not a model.
+    """
+    ort = import_onnxruntime()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or physical_cores()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = LOG_ERRORS_ONLY
+    # The decoder's inputs have another shape at every token: patterns would be computed and kept for each.
+    options.enable_mem_pattern = False
+    try:
+        session = ort.InferenceSession(path, options, providers=list(providers))
+    except Exception as error:  # onnxruntime's exceptions share no base class
+        raise _session_error(path, providers, error) from error
+    started = session.get_providers()
+    if providers[0] not in started:
+        raise ProviderError(
+            f"{providers[0]} is installed but did not start (its driver or CUDA libraries are missing); "
+            f"started: {', '.join(started)}"
+        )
+    return session
+
+
+def choose_providers(requested: Sequence[str] | None, target: Literal["cpu", "cuda"]) -> list[str]:
+    """Full provider names in order of preference.
+
+    ``requested`` may use short names ("cuda"); None takes CUDA for a bundle exported for it, where this machine
+    has it, and the CPU otherwise. Raises ProviderError where a requested one is not there, DependencyError.
+    """
+    available: list[str] = import_onnxruntime().get_available_providers()
+    if requested is None:
+        return [CUDA, CPU] if target == "cuda" and CUDA in available else [CPU]
+    by_short_name = {name.removesuffix("ExecutionProvider").lower(): name for name in available}
+    chosen = []
+    for name in [requested] if isinstance(requested, str) else requested:
+        short = name.removesuffix("ExecutionProvider").lower()
+        if short not in by_short_name:
+            raise ProviderError(
+                f"no execution provider '{name}' in this onnxruntime; there are: {', '.join(by_short_name)}"
+            )
+        chosen.append(by_short_name[short])
+    if not chosen:
+        raise ProviderError(f"no execution provider named; there are: {', '.join(by_short_name)}")
+    return chosen
+
+
+def import_onnxruntime() -> ModuleType:
+    """The onnxruntime module. Raises DependencyError where neither of its packages is installed."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise DependencyError(
+            "onnxruntime is not installed; install it with pip install 'vz-edge[cpu]', or 'vz-edge[gpu]' for CUDA"
+        ) from error
+    return onnxruntime
+
+
+def physical_cores() -> int:
+    """Physical cores this process may run on; hardware threads of one core count once.
+
+    Two threads on one core share its vector units, and matrix products gain nothing from the second.
+    """
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    cores = {_siblings(cpu) for cpu in allowed}
+    return max(1, len(cores))
+
+
+def _siblings(cpu: int) -> str:
+    try:
+        return Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text(encoding="ascii")
+    except OSError:
+        return str(cpu)
+
+
+def _session_error(path: Path, providers: Sequence[str], error: Exception) -> CorruptBundleError | ProviderError:
+    reason = " ".join(str(error).split())
+    kind = type(error).__name__
+    if kind in ("NotImplemented", "EPFail") or "Could not find an implementation" in reason:
+        return ProviderError(
+            f"{providers[0]} cannot run {path.name} ({reason}); export the bundle for it "
+            "('vz-edge export --target'), or choose another provider"
+        )
+    return CorruptBundleError(f"{path} cannot be loaded by onnxruntime ({kind}: {reason}); export the bundle again")

@@ -1,0 +1,64 @@
+"""From logits to the next token: greedy, or drawn at a temperature from the top-k, top-p candidates.
+
+The order is the field's: divide by the temperature, keep the k largest, of these keep the fewest whose
+probabilities reach p (nucleus sampling, arXiv 1904.09751), draw.
+
+>>> rng = np.random.default_rng(settings.seed)
+>>> token_id = sample(logits, Sampling(temperature=0.7, top_p=0.9), rng)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from vz_edge.errors import RequestError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen. Temperature 0 is greedy; top_k 0 and top_p 1 leave all candidates in.
+
+    Raises RequestError for values that make no distribution.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise RequestError(f"temperature {self.temperature} is impossible; expected 0 (greedy) or more")
+        if self.top_k < 0:
+            raise RequestError(f"top_k {self.top_k} is impossible; expected 0 (all candidates) or more")
+        if not 0 < self.top_p <= 1:
+            raise RequestError(f"top_p {self.top_p} is impossible; expected more than 0, at most 1")
+        if self.seed is not None and self.seed < 0:
+            raise RequestError(f"seed {self.seed} is impossible; expected 0 or more, or none for a new one each time")
+
+
+def sample(logits: np.ndarray, settings: Sampling, rng: np.random.Generator) -> int:
+    """Choose a token id from float logits [vocab]; ``rng`` is not used when greedy."""
+    if settings.temperature == 0:
+        return int(logits.argmax())
+    candidates, probabilities = distribution(logits, settings)
+    cumulative = np.cumsum(probabilities)
+    return int(candidates[np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right")])
+
+
+def distribution(logits: np.ndarray, settings: Sampling) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids that may be drawn, likeliest first, and their probabilities (float64, sum 1). Temperature above 0."""
+    ids = np.arange(len(logits))
+    if 0 < settings.top_k < len(logits):
+        ids = np.argpartition(-logits, settings.top_k - 1)[: settings.top_k]
+    ids = ids[np.argsort(-logits[ids], kind="stable")]
+    shifted = logits[ids].astype(np.float64) - float(logits[ids[0]])  # the largest becomes 0: exp cannot overflow
+    probabilities = np.exp(shifted / settings.temperature)
+    probabilities /= probabilities.sum()
+    if settings.top_p < 1:
+        before = np.cumsum(probabilities) - probabilities
+        count = int(np.count_nonzero(before < settings.top_p))
+        ids, probabilities = ids[:count], probabilities[:count] / probabilities[:count].sum()
+    return ids, probabilities
