@@ -64,14 +64,14 @@ def test_wrong_shape_names_tensor_found_and_expected(folder: Path) -> None:
 
 
 def test_missing_tensor_is_named(folder: Path) -> None:
-    with pytest.raises(MissingTensorError, match="no tensor language_model.norm.bias"):
+    with pytest.raises(MissingTensorError, match=r"no tensor language_model\.norm\.bias"):
         Checkpoint.open(folder).weight("language_model.norm.bias", (128,))
 
 
 def test_missing_shard_is_named(folder: Path, tmp_path: Path) -> None:
     copy = _copy(folder, tmp_path)
     (copy / "model-00002-of-00003.safetensors").unlink()
-    with pytest.raises(MissingTensorError, match="1 of the 3 shards.*model-00002-of-00003.safetensors"):
+    with pytest.raises(MissingTensorError, match=r"1 of the 3 shards.*model-00002-of-00003\.safetensors"):
         Checkpoint.open(copy)
 
 
@@ -113,7 +113,7 @@ def test_quantised_checkpoint_is_refused_when_read(tmp_path: Path) -> None:
     header = json.dumps({"lm_head.weight": {"dtype": "F8_E4M3", "shape": [2, 2], "data_offsets": [0, 4]}}).encode()
     (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"abcd")
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="lm_head.weight has dtype F8_E4M3"):
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight has dtype F8_E4M3"):
         Checkpoint.open(tmp_path).load("lm_head.weight")
 
 

@@ -3,13 +3,17 @@
 LLaVA's weights exist under three layouts; ``Checkpoint`` speaks that of transformers >= 4.52 without its
 leading ``model.`` and without CLIP's ``vision_model.`` level:
 
-| here                         | transformers >= 4.52                | older, and hub's llava-hf  | original LLaVA     |
-|------------------------------|-------------------------------------|----------------------------|--------------------|
-| language_model.layers.0...   | model.language_model.layers.0...    | language_model.model...    | model.layers.0...  |
-| lm_head.weight               | lm_head.weight                      | language_model.lm_head...  | lm_head.weight     |
-| vision_tower.encoder...      | model.vision_tower[.vision_model].. | vision_tower.vision_model. | model.vision_tower.vision_tower.vision_model. |
-| multi_modal_projector.linear_1 | model.multi_modal_projector...    | multi_modal_projector...   | model.mm_projector.0 |
-| image_newline                | model.image_newline                 | image_newline              | model.image_newline |
+| here                           | transformers >= 4.52                  | older, and llava-hf files    |
+|--------------------------------|---------------------------------------|------------------------------|
+| language_model.layers.0...     | model.language_model.layers.0...      | language_model.model.layers  |
+| lm_head.weight                 | lm_head.weight                        | language_model.lm_head...    |
+| vision_tower.encoder...        | model.vision_tower[.vision_model]...  | vision_tower.vision_model... |
+| multi_modal_projector.linear_1 | model.multi_modal_projector...        | multi_modal_projector...     |
+| image_newline                  | model.image_newline                   | image_newline                |
+
+The original LLaVA code has ``model.layers.0``, ``lm_head.weight``, ``model.mm_projector.0`` and ``.2``,
+``model.image_newline``, and the tower as ``model.vision_tower.vision_tower.vision_model``, or as
+``vision_model`` in a CLIP repository of its own.
 
 Only headers are read when a checkpoint is opened. Numbers are read with plain reads into a fresh buffer: pages
 of a memory map would count as resident memory, and a 13B would look like 26 GB.
@@ -132,7 +136,7 @@ class Checkpoint:
         buffer = torch.empty(math.prod(shape) * dtype.itemsize, dtype=torch.uint8)
         with stored.file.open("rb", buffering=0) as file:
             file.seek(offset)
-            _read_into(file, memoryview(buffer.numpy()), name)
+            _read_into(file, buffer.numpy().data, name)
         return buffer.view(dtype).reshape(shape)
 
     def weight(self, name: str, shape: tuple[int, ...]) -> Weight:

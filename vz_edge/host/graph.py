@@ -21,7 +21,10 @@ from vz_edge.host.weight import Weight
 OPSET = 20
 MICROSOFT = "com.microsoft"
 EMBEDDED_BYTES = 256  # tensors up to this size are stored in the .onnx file itself
-NUMPY_DTYPES = {ir.DataType.FLOAT: np.dtype(np.float32), ir.DataType.FLOAT16: np.dtype(np.float16)}
+NUMPY_DTYPES: dict[ir.DataType, np.dtype[Any]] = {
+    ir.DataType.FLOAT: np.dtype(np.float32),
+    ir.DataType.FLOAT16: np.dtype(np.float16),
+}
 TORCH_DTYPES = {ir.DataType.FLOAT: torch.float32, ir.DataType.FLOAT16: torch.float16}
 
 
@@ -129,7 +132,8 @@ class GraphBuilder:
         assert tensor.name is not None
         if tensor.name in self.graph.initializers:
             return self.graph.initializers[tensor.name]
-        value = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+        shape = ir.Shape(tensor.shape.numpy())
+        value = ir.Value(name=tensor.name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
         self.graph.register_initializer(value)
         return value
 
