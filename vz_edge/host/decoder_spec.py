@@ -1,0 +1,68 @@
+"""From transformers' config of a decoder (Llama, Mistral, Qwen2) to a :class:`~vz_edge.recipe.DecoderSpec`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vz_edge.errors import UnsupportedModelError
+from vz_edge.recipe import DecoderSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+DECODER_TYPES = ("llama", "mistral", "qwen2")
+
+
+def decoder_spec(text: PreTrainedConfig, *, tie_word_embeddings: bool) -> DecoderSpec:
+    """The decoder in a ``text_config`` that transformers has completed. Raises UnsupportedModelError."""
+    config: Any = text
+    if config.model_type not in DECODER_TYPES:
+        raise UnsupportedModelError(
+            f"decoder {config.model_type!r} is not supported; supported are {', '.join(DECODER_TYPES)}"
+        )
+    if config.hidden_act not in ("silu", "swish"):
+        raise UnsupportedModelError(f"text_config.hidden_act {config.hidden_act!r} is not supported; only 'silu' is")
+    bias = bool(getattr(config, "attention_bias", False))
+    rope_theta, rope_scaling = _rope(config)
+    return DecoderSpec(
+        type=config.model_type,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        layers=config.num_hidden_layers,
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads or config.num_attention_heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+        vocab_size=config.vocab_size,
+        context_length=config.max_position_embeddings,
+        rope_theta=rope_theta,
+        rope_scaling=rope_scaling,
+        rms_norm_eps=config.rms_norm_eps,
+        tie_word_embeddings=tie_word_embeddings,
+        qkv_bias=bias or config.model_type == "qwen2",  # Qwen2 has them always, and says so nowhere
+        output_bias=bias,
+        mlp_bias=bool(getattr(config, "mlp_bias", False)),
+        sliding_window=_sliding_window(config),
+    )
+
+
+def _rope(config: Any) -> tuple[float, dict[str, Any] | None]:
+    """Base and scaling: transformers 5 has both in ``rope_parameters``, into which it reads the older keys."""
+    parameters = dict(config.rope_parameters)
+    theta = float(parameters.pop("rope_theta"))
+    partial = parameters.pop("partial_rotary_factor", 1.0)
+    if partial != 1.0:
+        raise UnsupportedModelError(f"text_config.partial_rotary_factor {partial} is not supported; only 1.0 is")
+    parameters.pop("type", None)  # the name of rope_type before transformers 4.43
+    return theta, None if parameters["rope_type"] == "default" else parameters
+
+
+def _sliding_window(config: Any) -> int | None:
+    layer_types = set(getattr(config, "layer_types", None) or ())
+    if len(layer_types) > 1:
+        raise UnsupportedModelError(
+            f"text_config.layer_types mixes {', '.join(sorted(layer_types))}; expected the same in every layer"
+        )
+    if layer_types == {"full_attention"} or not getattr(config, "use_sliding_window", True):
+        return None
+    window: int | None = getattr(config, "sliding_window", None)
+    return window

@@ -1,0 +1,152 @@
+"""CLIP's vision tower as ONNX nodes, up to the hidden states that the decoder gets to see.
+
+Source: "Learning Transferable Visual Models From Natural Language Supervision", arXiv 2103.00020. A pre-norm
+transformer over a CLS token and ``p`` patches: ``x += attention(norm(x))``, then ``x += mlp(norm(x))``.
+
+LLaVA reads hidden state -2, the input of the last layer, so the last layer is not in the graph. Attention is
+ONNX Runtime's MultiHeadAttention, which never writes the attention matrix to memory; what lies between two
+blocks (bias, residual sum, norm) is one SkipLayerNormalization. VisionZip needs one row (CLS) of the attention
+of one layer (the one that produced the hidden states): that layer's CLS query and keys are handed out, and no
+other layer pays for it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import onnx_ir as ir
+
+from vz_edge.host.checkpoint import Checkpoint
+from vz_edge.host.graph import MICROSOFT, GraphBuilder
+from vz_edge.host.quant import QuantConfig
+from vz_edge.recipe import TowerSpec
+
+PREFIX = "vision_tower"
+QUICK_GELU_ALPHA = 1.702  # x * sigmoid(1.702 x), CLIP's approximation of GELU
+
+
+class TowerValues(NamedTuple):
+    """Values of the graph for ``t`` tiles of ``p`` patches, in the graph's precision.
+
+    ``hidden`` [t, 1 + p, d], CLS first; ``query`` [t, d], the CLS query, and ``key`` [t, 1 + p, d], all keys,
+    of the layer that produced ``hidden``.
+    """
+
+    hidden: ir.Value
+    query: ir.Value
+    key: ir.Value
+
+
+def build(
+    builder: GraphBuilder,
+    checkpoint: Checkpoint,
+    spec: TowerSpec,
+    feature_layer: int,
+    pixel_values: ir.Value,
+    quant: QuantConfig | None,
+) -> TowerValues:
+    """Append the tower for ``pixel_values`` [t, 3, size, size]; ``feature_layer`` as in ModelSpec."""
+    layers = feature_layer if feature_layer >= 0 else spec.layers + 1 + feature_layer
+    return _Clip(builder, checkpoint, spec, quant).build(pixel_values, layers)
+
+
+@dataclass(frozen=True)
+class _Clip:
+    builder: GraphBuilder
+    checkpoint: Checkpoint
+    spec: TowerSpec
+    quant: QuantConfig | None
+
+    def build(self, pixel_values: ir.Value, layers: int) -> TowerValues:
+        width, inner_width = self.spec.hidden_size, self.spec.intermediate_size
+        stream = self.layer_norm(self.embeddings(pixel_values), "pre_layrnorm")
+        normed = self.layer_norm(stream, "encoder.layers.0.layer_norm1")
+        for index in range(layers):
+            layer, following = f"encoder.layers.{index}", f"encoder.layers.{index + 1}"
+            query, key, value = (self.linear(normed, f"{layer}.self_attn.{part}_proj", width, width) for part in "qkv")
+            attended = self.attention(query, key, value, f"{layer}.self_attn")
+            update, bias = self.linear_without_bias(attended, f"{layer}.self_attn.out_proj", width, width)
+            stream, normed = self.add_and_norm(stream, update, bias, f"{layer}.layer_norm2")
+            inner = self.activation(
+                self.linear(normed, f"{layer}.mlp.fc1", inner_width, width), f"{layer}.mlp.activation"
+            )
+            update, bias = self.linear_without_bias(inner, f"{layer}.mlp.fc2", width, inner_width)
+            if index + 1 < layers:
+                stream, normed = self.add_and_norm(stream, update, bias, f"{following}.layer_norm1")
+        biased = self.builder.op("Add", update, bias, name="tower/biased")
+        hidden = self.builder.op("Add", stream, biased, name="tower/hidden")
+        first = self.builder.constant(np.array(0, dtype=np.int64), "tower/first")
+        return TowerValues(hidden, self.builder.op("Gather", query, first, axis=1, name="tower/cls_query"), key)
+
+    def embeddings(self, pixel_values: ir.Value) -> ir.Value:
+        """CLS and patch embeddings with their positions, [t, 1 + p, d]."""
+        op, ints, spec = self.builder.op, self.builder.ints, self.spec
+        width, size = spec.hidden_size, spec.patch_size
+        kernel = self.weight("embeddings.patch_embedding.weight", width, 3, size, size)
+        planes = op("Conv", pixel_values, kernel, strides=[size, size], name="tower/planes")
+        flat = op("Reshape", planes, ints(0, width, spec.patches), name="tower/flat")
+        patches = op("Transpose", flat, perm=[0, 2, 1], name="tower/patches")
+        tiles = op("Shape", pixel_values, end=1, name="tower/tiles")
+        cls_shape = op("Concat", tiles, ints(1, 1), axis=0, name="tower/cls_shape")
+        cls_rows = op("Expand", self.weight("embeddings.class_embedding", width), cls_shape, name="tower/cls_rows")
+        tokens = op("Concat", cls_rows, patches, axis=1, name="tower/tokens")
+        position = self.weight("embeddings.position_embedding.weight", 1 + spec.patches, width)
+        return op("Add", tokens, position, name="tower/embeddings")
+
+    def attention(self, query: ir.Value, key: ir.Value, value: ir.Value, name: str) -> ir.Value:
+        return self.builder.op(
+            "MultiHeadAttention",
+            query,
+            key,
+            value,
+            domain=MICROSOFT,
+            name=f"{name}.attention",
+            num_heads=self.spec.heads,
+        )
+
+    def activation(self, x: ir.Value, name: str) -> ir.Value:
+        if self.spec.activation == "quick_gelu":
+            return self.builder.op("QuickGelu", x, domain=MICROSOFT, name=name, alpha=QUICK_GELU_ALPHA)
+        return self.builder.op("Gelu", x, name=name)
+
+    def layer_norm(self, x: ir.Value, name: str) -> ir.Value:
+        scale, shift = self.norm_weights(name)
+        return self.builder.op(
+            "LayerNormalization", x, scale, shift, name=name, axis=-1, epsilon=self.spec.layer_norm_eps
+        )
+
+    def add_and_norm(self, stream: ir.Value, update: ir.Value, bias: ir.Value, norm: str) -> tuple[ir.Value, ir.Value]:
+        """The residual stream after ``stream + update + bias``, and its layer norm."""
+        normed, _, _, total = self.builder.multi_op(
+            "SkipLayerNormalization",
+            update,
+            stream,
+            *self.norm_weights(norm),
+            bias,
+            outputs=4,
+            domain=MICROSOFT,
+            name=norm,
+            epsilon=self.spec.layer_norm_eps,
+        )
+        return total, normed
+
+    def norm_weights(self, name: str) -> tuple[ir.Value, ir.Value]:
+        width = self.spec.hidden_size
+        return self.weight(f"{name}.weight", width), self.weight(f"{name}.bias", width)
+
+    def linear(self, x: ir.Value, name: str, out_features: int, in_features: int) -> ir.Value:
+        weight = self.checkpoint.weight(f"{PREFIX}.{name}.weight", (out_features, in_features))
+        bias = self.checkpoint.weight(f"{PREFIX}.{name}.bias", (out_features,))
+        return self.builder.linear(x, weight, bias, self.quant)
+
+    def linear_without_bias(
+        self, x: ir.Value, name: str, out_features: int, in_features: int
+    ) -> tuple[ir.Value, ir.Value]:
+        """The product, and the bias that the following SkipLayerNormalization adds."""
+        weight = self.checkpoint.weight(f"{PREFIX}.{name}.weight", (out_features, in_features))
+        return self.builder.linear(x, weight, None, self.quant), self.weight(f"{name}.bias", out_features)
+
+    def weight(self, name: str, *shape: int) -> ir.Value:
+        return self.builder.weight(self.checkpoint.weight(f"{PREFIX}.{name}", shape))
