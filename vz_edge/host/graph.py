@@ -7,6 +7,7 @@ largest tensor, not by the model.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,11 @@ class GraphBuilder:
         """A small array as an initializer, stored in its own dtype."""
         return self._initializer(ir.tensor(np.asarray(array, order="C"), name=self._unique(name)))
 
+    def stored_in(self, file: str, name: str, dtype: ir.DataType, shape: tuple[int, ...]) -> ir.Value:
+        """An initializer that is all of ``file``, a file beside the graph."""
+        length = math.prod(shape) * int(dtype.itemsize)
+        return self._initializer(ir.ExternalTensor(file, 0, length, dtype, shape=ir.Shape(shape), name=name))
+
     def ints(self, *values: int) -> ir.Value:
         """A 1-D int64 constant."""
         return self.constant(np.array(values, dtype=np.int64), "ints_" + "_".join(map(str, values)))
@@ -104,14 +110,17 @@ class GraphBuilder:
 
     def save(self, path: Path, progress: Callable[[str, int], None]) -> None:
         """Write ``path`` and, beside it, ``path.data``, calling ``progress(tensor name, bytes)`` for each tensor."""
-        model = ir.Model(self.graph, ir_version=10, producer_name="vz-edge")
         ir.save(
-            model,
+            self.model(),
             path,
             external_data=f"{path.name}.data",
             size_threshold_bytes=EMBEDDED_BYTES,
             callback=lambda tensor, _: progress(tensor.name or "", tensor.nbytes),
         )
+
+    def model(self) -> ir.Model:
+        """The graph as a model; its weights are evaluated when they are asked for."""
+        return ir.Model(self.graph, ir_version=10, producer_name="vz-edge")
 
     def weight_bytes(self) -> int:
         """Bytes that ``save`` reports to ``progress`` in all."""
