@@ -54,16 +54,16 @@ def answer(bundle: Path, threads: int) -> dict:
     stage("first question")
     second = model.ask(encoded, QUESTION, max_new_tokens=ANSWER_TOKENS)
     stage("second question")
-    replies = [
-        {
-            "image_tokens": reply.image_tokens,
-            "prompt_tokens": reply.prompt_tokens,
-            "answer_tokens": reply.answer_tokens,
-            "prefill_sec": reply.prefill_sec,
-            "decode_sec": reply.decode_sec,
-        }
-        for reply in (first, second)
-    ]
+    measured = (
+        "prompt_tokens",
+        "image_tokens",
+        "answer_tokens",
+        "prefill_sec",
+        "prefill_tokens_per_sec",
+        "decode_sec",
+        "decode_tokens_per_sec",
+    )
+    replies = [{name: getattr(reply, name) for name in measured} for reply in (first, second)]
     return {"stages": stages, "replies": replies}
 
 
@@ -84,9 +84,9 @@ def report(shape: str, bundle: Path, threads: int, busy: float) -> Report:
     notes = ["Random weights of the true shape. 1 GB is 1e9 bytes; memory-mapped files count as resident memory."]
     for name, reply in zip(("first", "second"), measured["replies"], strict=True):
         notes.append(
-            f"The {name} question: {reply['prompt_tokens']} prompt tokens ({reply['image_tokens']} of the picture) in "
-            f"{reply['prefill_sec']:.1f} s, {reply['answer_tokens']} answer tokens in {reply['decode_sec']:.1f} s "
-            f"({reply['answer_tokens'] / reply['decode_sec']:.2f} tokens/s)."
+            f"The {name} question: {reply['image_tokens']} picture and {reply['prompt_tokens']} text tokens read in "
+            f"{reply['prefill_sec']:.1f} s ({reply['prefill_tokens_per_sec']:.1f} tokens/s), {reply['answer_tokens']} "
+            f"written in {reply['decode_sec']:.1f} s ({reply['decode_tokens_per_sec']:.2f} tokens/s)."
         )
     peak_gb = max(stage["VmHWM"] for stage in measured["stages"]) / GB
     size_gb = bundles.folder_bytes(bundle) / GB

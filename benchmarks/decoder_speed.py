@@ -16,30 +16,85 @@ Both llama.cpp and llama-cpp-python must be built for the processor at hand (``p
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from benchmarks import bundles
-from benchmarks.llama_cpp_model import write_gguf
+from benchmarks.llama_cpp_model import random_ids, write_gguf
 from benchmarks.make_checkpoint import model_of_shape
 from benchmarks.processes import interleave, serve, workers
 from benchmarks.report import REPORTS, Bar, Cell, Report, Samples, busy_percent
+from vz_edge.bundle import read_manifest
 
 OURS, GENAI = "vz-edge Decoder, 4 bits", "ONNX Runtime GenAI, same bundle"
 LLAMA, LLAMA_FLASH = "llama.cpp Q4_0", "llama.cpp Q4_0, flash attention"
-PROMPT_TOKENS, ANSWER_TOKENS = 384, 64
+PROMPT_TOKENS, ANSWER_TOKENS, CAPACITY_TOKENS = 384, 64, 1024
 LEAST_PREFILL, LEAST_DECODE = 1.25, 1.15
 
 
 def prepare_ours(bundle: Path, threads: int) -> Callable[[dict], dict]:
     """Load our decoder; the returned function prefills and decodes as ``llama_cpp_model.prepare``'s does."""
-    raise NotImplementedError
+    from vz_edge.device.decoder import Decoder
+    from vz_edge.device.embedding import EmbeddingTable
+
+    decoder = Decoder.open(bundle, ["CPUExecutionProvider"], threads)
+    table = EmbeddingTable(bundle / "embedding.data", decoder.hidden_size, decoder.dtype)
+    context = decoder.start(CAPACITY_TOKENS)
+
+    def measure(request: dict) -> dict:
+        prompt = random_ids(decoder.vocab_size, request["prompt_tokens"])
+        context.rewind(0)
+        start = time.perf_counter()
+        token = int(context.append(table.rows(prompt)).argmax())
+        prefilled = time.perf_counter()
+        for _ in range(request["answer_tokens"]):
+            token = int(context.append(table.rows([token])).argmax())
+        return {"prefill_sec": prefilled - start, "decode_sec": time.perf_counter() - prefilled}
+
+    return measure
 
 
 def prepare_genai(bundle: Path, threads: int) -> Callable[[dict], dict]:
     """Load the bundle in stock GenAI; the returned function measures a text turn that follows a picture's."""
-    raise NotImplementedError
+    import onnxruntime_genai as og
+
+    manifest = read_manifest(bundle)
+    spec, budget = manifest.model, manifest.budget
+    assert budget is not None
+    sessions = {part: {"session_options": {"intra_op_num_threads": threads}} for part in ("decoder", "embedding")}
+    config = og.Config(str(bundle))
+    config.overlay(json.dumps({"model": sessions}))
+    genai = og.Model(config)
+    picture_tokens = budget.per_tile + 1  # a picture of one tile gets the newline token, too
+    pixels = np.zeros((1, 3, spec.tower.image_size, spec.tower.image_size), np.float32)
+    turn = og.NamedTensors()
+    turn["pixel_values"] = og.Tensor(pixels)
+    turn["grid_width"] = og.Tensor(np.array([1]))
+    turn["num_image_tokens"] = og.Tensor(np.array([picture_tokens]))
+    turn["input_ids"] = og.Tensor(np.array([[1, *[spec.image_token_id] * picture_tokens]], dtype=np.int32))
+
+    def measure(request: dict) -> dict:
+        parameters = og.GeneratorParams(genai)
+        parameters.set_search_options(max_length=CAPACITY_TOKENS)
+        generator = og.Generator(genai, parameters)
+        generator.set_inputs(turn)
+        generator.generate_next_token()
+        generator.get_logits()  # the token just chosen enters the cache with this
+        prompt = np.array([random_ids(spec.decoder.vocab_size, request["prompt_tokens"])], dtype=np.int32)
+        start = time.perf_counter()
+        generator.append_tokens(prompt)
+        generator.generate_next_token()
+        prefilled = time.perf_counter()
+        for _ in range(request["answer_tokens"]):
+            generator.generate_next_token()
+        return {"prefill_sec": prefilled - start, "decode_sec": time.perf_counter() - prefilled}
+
+    return measure
 
 
 def measure(shape: str, threads: int, work: Path, rounds: int, request: dict) -> dict[str, list[dict]]:

@@ -23,6 +23,8 @@ Q6_K_VALUES, Q6_K_BYTES = 256, 210
 UNIFORM_NIBBLE_DEVIATION = 4.6  # of the integers -8..7
 UNIFORM_6_BIT_DEVIATION = 18.5  # of the integers -32..31
 Q6_K_SCALE = 16
+FIRST_WORD = 259  # after three special tokens and 256 bytes
+ADDED_TOKENS = 64  # at the end of the vocabulary, the image token among them
 
 
 def write_gguf(path: Path, decoder: DecoderSpec) -> None:
@@ -114,6 +116,11 @@ def _q6_k(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
     return data.reshape(rows, -1)
 
 
+def random_ids(vocab_size: int, count: int) -> list[int]:
+    """The same ordinary tokens (no special one, no byte, no added one) for every rival."""
+    return np.random.default_rng(0).integers(FIRST_WORD, vocab_size - ADDED_TOKENS, count).tolist()
+
+
 def prepare(path: Path, threads: int, flash_attention: bool) -> Callable[[dict], dict]:
     """Load the model; the returned function prefills ``prompt_tokens`` and decodes ``answer_tokens`` greedily."""
     import llama_cpp
@@ -127,7 +134,7 @@ def prepare(path: Path, threads: int, flash_attention: bool) -> Callable[[dict],
         return np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(llama.ctx, -1), (vocab_size,))
 
     def measure(request: dict) -> dict:
-        prompt = np.random.default_rng(0).integers(259, vocab_size, request["prompt_tokens"]).tolist()
+        prompt = random_ids(vocab_size, request["prompt_tokens"])
         llama.reset()
         start = time.perf_counter()
         llama.eval(prompt)
