@@ -6,6 +6,7 @@ transformers' own classes that fill the gaps.
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any, Literal
 
 from vz_edge.errors import CheckpointError, UnsupportedModelError
@@ -28,7 +29,7 @@ def model_spec(
     require("vision_config.model_type", _model_type(config, "vision_config", "clip_vision_model"), *TOWER_TYPES)
     require("text_config.model_type", _model_type(config, "text_config", "llama"), *DECODER_TYPES)
     try:
-        full: Any = config_class(**config)
+        full: Any = config_class(**copy.deepcopy(config))  # transformers adds to the mappings that it is given
     except Exception as error:  # each check in transformers has its own exception
         reason = " ".join(str(error).split())
         raise CheckpointError(f"config.json is not a valid {config_class.model_type} config: {reason}") from error

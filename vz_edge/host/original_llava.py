@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 from typing import Any
 
-from vz_edge.errors import UnsupportedModelError
+from vz_edge.errors import CheckpointError, UnsupportedModelError
 
 DECODER_TYPES = {"llava": "llama", "llava_llama": "llama", "llava_mistral": "mistral", "llava_qwen": "qwen2"}
 TEXT_KEYS = (
@@ -33,7 +33,7 @@ def in_transformers_terms(config: dict[str, Any], tower_config: dict[str, Any] |
 
     The tower is what ``tower_config`` says (the config.json of the CLIP repository that ``mm_vision_tower``
     names), else the usual CLIP ViT-L/14-336. The original vocabulary has no image token, so the first id after it
-    is taken, as transformers' conversions do. Raises UnsupportedModelError.
+    is taken, as transformers' conversions do. Raises UnsupportedModelError, CheckpointError.
     """
     if "mm_vision_tower" not in config:
         return config
@@ -43,17 +43,23 @@ def in_transformers_terms(config: dict[str, Any], tower_config: dict[str, Any] |
         "model_type": "llava",
         "text_config": {"model_type": decoder_type} | {key: config[key] for key in TEXT_KEYS if key in config},
         "vision_config": tower_config.get("vision_config", tower_config) if tower_config else None,
-        "image_token_index": config["vocab_size"],
+        "image_token_index": _required(config, "vocab_size"),
         "vision_feature_layer": config.get("mm_vision_select_layer", -2),
         "tie_word_embeddings": config.get("tie_word_embeddings", False),
     }
     if config.get("image_aspect_ratio") != "anyres":
         return translated
-    pinpoints = config["image_grid_pinpoints"]
+    pinpoints = _required(config, "image_grid_pinpoints")
     if isinstance(pinpoints, str):
         pinpoints = ast.literal_eval(pinpoints)
     grid = {"image_grid_pinpoints": [[height, width] for width, height in pinpoints]}
     return translated | {"model_type": "llava_next"} | grid
+
+
+def _required(config: dict[str, Any], key: str) -> Any:
+    if key not in config:
+        raise CheckpointError(f"config.json has no {key}; expected a config as the original LLaVA code saves it")
+    return config[key]
 
 
 def _check(config: dict[str, Any], tower_config: dict[str, Any] | None) -> None:
