@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vz_edge.bundle import ImageSpec, StopSpec
-from vz_edge.device.prompt import render_template
-from vz_edge.errors import CheckpointError
+from vz_edge.device.prompt import render_template, special_tokens
+from vz_edge.errors import CheckpointError, RequestError
 from vz_edge.recipe import ModelSpec, PromptSpec
 
 IMAGE_TOKEN = "<image>"
@@ -58,7 +58,7 @@ def write_chat_template(folder: Path, out: Path, fallback: PromptSpec | None) ->
     for template in candidates:
         try:
             rendered = render_template(template, probe, special)
-        except Exception:  # a template may fail in any way on content it was not written for
+        except RequestError:  # written for text alone
             continue
         if rendered.count(IMAGE_TOKEN) == 1:
             (out / "chat_template.jinja").write_text(template, encoding="utf-8")
@@ -67,16 +67,6 @@ def write_chat_template(folder: Path, out: Path, fallback: PromptSpec | None) ->
         f"{folder} has no chat template that places one {IMAGE_TOKEN}, and no recipe has its shape; put a "
         "chat_template.jinja into the folder"
     )
-
-
-def special_tokens(tokenizer_config: dict[str, Any]) -> dict[str, str]:
-    """The ``*_token`` strings of a tokenizer_config.json, as chat templates use them."""
-    found = {}
-    for key, value in tokenizer_config.items():
-        content = value.get("content") if isinstance(value, dict) else value
-        if key.endswith("_token") and isinstance(content, str):
-            found[key] = content
-    return found
 
 
 def write_preprocessing(folder: Path, out: Path, mode: Literal["stock", "pad"]) -> ImageSpec:

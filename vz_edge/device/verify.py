@@ -1,0 +1,93 @@
+"""Is this bundle what was exported, and does it still see the same? Hashes, and the export's picture again.
+
+The export shows every bundle one picture, made here from arithmetic alone, and records what it gave in the
+manifest, beside its differences from torch. On a device the same picture must give the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+if TYPE_CHECKING:
+    from vz_edge.device.model import EdgeModel
+
+PARITY_PROMPT = "What is in the picture?"
+SAMPLE_TOKENS, SAMPLE_VALUES = 8, 4
+# Another processor sums in another order; a kept position on the edge may then fall to the other side.
+LARGEST_FEATURE_ERROR = {"cpu": 0.01, "cuda": 0.05}
+LEAST_KEPT_AGREEMENT = 0.95
+
+
+@dataclass(frozen=True)
+class SecondLook:
+    """What the parity picture gave now, against the export's record.
+
+    ``kept_agreement`` is the share of kept positions that are the same (None without a budget), ``feature_error``
+    the largest difference over the sampled features' largest value, ``same_token`` whether the next token is the
+    one recorded (None where the export could not run the whole decoder), ``finite`` whether all logits are.
+    """
+
+    kept_agreement: float | None
+    feature_error: float
+    same_token: bool | None
+    finite: bool
+
+    def agrees(self, target: str) -> bool:
+        """Whether the differences are within what another processor may make of the same bundle."""
+        kept = self.kept_agreement is None or self.kept_agreement >= LEAST_KEPT_AGREEMENT
+        features = self.feature_error <= LARGEST_FEATURE_ERROR[target] or (self.kept_agreement or 1.0) < 1.0
+        return kept and features and self.same_token is not False and self.finite
+
+
+def parity_picture() -> Image.Image:
+    """A picture of 400 x 800 pixels with gradients, edges and texture, the same on every machine (integers only)."""
+    y, x = np.mgrid[0:800, 0:400]
+    red = (x * 255 // 400 + 60 * ((x // 40 + y // 40) % 2)) % 256
+    green = y * 255 // 800
+    blue = ((x * x // 97 + y * y // 89) // 4) % 256
+    disc = (x - 250) ** 2 + (y - 300) ** 2 < 90**2
+    bar = (abs(x - 120) < 30) & (abs(y - 560) < 160)
+    picture = np.stack([red, green, blue], axis=-1)
+    picture[disc] = (230, 30, 40)
+    picture[bar] = (20, 60, 220)
+    return Image.fromarray(picture.astype(np.uint8))
+
+
+def feature_sample(features: np.ndarray) -> list[list[float]]:
+    """The first values of evenly spaced tokens of ``features`` [tokens, hidden]: enough to tell them apart."""
+    rows = np.linspace(0, len(features) - 1, SAMPLE_TOKENS).astype(int)
+    return [[float(value) for value in features[row, :SAMPLE_VALUES]] for row in rows]
+
+
+def look_again(model: EdgeModel) -> SecondLook:
+    """Show the parity picture to a loaded model and compare with the manifest's record."""
+    manifest = model.manifest
+    recorded = manifest.parity["vision"]
+    result = model.encode(parity_picture())
+    expected = np.array(recorded["feature_sample"], dtype=np.float32)
+    error = float(np.abs(np.array(feature_sample(result.features)) - expected).max() / np.abs(expected).max())
+    logits = next_logits(model, result.features)
+    token = manifest.parity["decoder"]["top_token"]
+    return SecondLook(
+        kept_agreement=None if result.kept is None else kept_agreement(result.kept, np.array(recorded["kept"])),
+        feature_error=error,
+        same_token=None if token is None else int(logits.argmax()) == token,
+        finite=bool(np.isfinite(logits).all()),
+    )
+
+
+def next_logits(model: EdgeModel, features: np.ndarray) -> np.ndarray:
+    """Logits [vocab] after ``features`` [tokens, hidden] and PARITY_PROMPT."""
+    ids = model.chat.tokenizer.encode(PARITY_PROMPT).ids
+    embeds = np.concatenate([features, model.embedding.rows(ids)])
+    return model.decoder.start(len(embeds)).append(embeds)
+
+
+def kept_agreement(found: np.ndarray, expected: np.ndarray) -> float:
+    """Share of kept positions [tiles, dominant] that both have."""
+    same = sum(len(np.intersect1d(a, b)) for a, b in zip(found, expected, strict=True))
+    return same / expected.size

@@ -1,0 +1,212 @@
+"""The export: a checkpoint becomes a bundle, in ordered stages.
+
+``plan_export`` resolves everything and predicts sizes without reading a weight, so that what is impossible
+fails in a second; ``write_bundle`` then streams the weights, checks the result against torch and seals the
+folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import onnx_ir as ir
+
+from vz_edge import __version__
+from vz_edge.budget import TokenBudget, check_budget, split_tokens
+from vz_edge.bundle import FORMAT_VERSION, Manifest, WeightSpec, check_target, staged_folder, write_manifest
+from vz_edge.errors import BudgetError, DiskSpaceError
+from vz_edge.host.checkpoint import Checkpoint
+from vz_edge.host.decoder_graph import DecoderQuant, build_decoder
+from vz_edge.host.embedding_graph import write_embedding
+from vz_edge.host.families import spec_from_config
+from vz_edge.host.genai_config import genai_config
+from vz_edge.host.graph import GraphBuilder
+from vz_edge.host.parity import check_parity
+from vz_edge.host.quant import QuantConfig
+from vz_edge.host.source import Source, matching_recipe, resolve, resolve_tower
+from vz_edge.host.text_files import stop_spec, write_chat_template, write_preprocessing, write_tokenizer
+from vz_edge.host.vision_graph import build_vision
+from vz_edge.profiling.memory import bundle_bytes, export_peak_rss_bytes, kv_cache_bytes_per_token
+from vz_edge.recipe import ModelSpec, PromptSpec
+
+PRECISION = {"cpu": ir.DataType.FLOAT, "cuda": ir.DataType.FLOAT16}
+DISK_MARGIN = 1.02
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What a user asks for; None means the recipe's or the tool's default.
+
+    ``tokens`` is the total at the model's largest tile count, or "all" for the vanilla model;
+    ``dominant`` and ``contextual`` are counts a tile and exclude ``tokens``.
+    """
+
+    model: str
+    out: Path | None = None
+    bits: Literal[4, 8, 16] = 4
+    tokens: int | Literal["all"] | None = None
+    dominant: int | None = None
+    contextual: int | None = None
+    target: Literal["cpu", "cuda"] = "cpu"
+    lm_head_bits: Literal[4, 8, 16] | None = None
+    vision_bits: Literal[8, 16] = 16
+    block_size: int = 128
+    quantizer: Literal["rtn", "hqq"] = "rtn"
+    image_mode: Literal["stock", "pad"] | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """All that was resolved before a weight is read."""
+
+    source: Source
+    checkpoint: Checkpoint
+    model: ModelSpec
+    budget: TokenBudget | None
+    weights: WeightSpec
+    target: Literal["cpu", "cuda"]
+    image_mode: Literal["stock", "pad"]
+    prompt: PromptSpec | None
+    out: Path
+    force: bool
+    predicted: dict[str, int]
+
+
+class Progress(Protocol):
+    """Where an export reports to: stages, and bytes done in each."""
+
+    def start(self, stage: str, total_bytes: int) -> None:
+        """A stage begins; ``total_bytes`` is 0 where it has no size."""
+
+    def advance(self, item: str, size_bytes: int) -> None:
+        """``size_bytes`` more of the stage are done; ``item`` names the tensor or file."""
+
+
+def plan_export(request: ExportRequest) -> ExportPlan:
+    """Resolve a request. Raises every error that can be known before the weights are read."""
+    source = resolve(request.model)
+    checkpoint = _open_checkpoint(source.folder)
+    model = spec_from_config(checkpoint.config, checkpoint.tower_config)
+    recipe = source.recipe or matching_recipe(model)
+    weights = WeightSpec(
+        bits=request.bits,
+        lm_head_bits=request.lm_head_bits or (16 if request.bits == 16 else 8),
+        vision_bits=request.vision_bits,
+        block_size=request.block_size,
+        quantizer=request.quantizer,
+    )
+    parts = bundle_bytes(model, weights, request.target)
+    plan = ExportPlan(
+        source=source,
+        checkpoint=checkpoint,
+        model=model,
+        budget=resolve_budget(request, model, source.recipe.tokens if source.recipe else None),
+        weights=weights,
+        target=request.target,
+        image_mode=request.image_mode or (recipe.image_mode if recipe else "stock"),
+        prompt=recipe.prompt if recipe else None,
+        out=request.out or Path("bundles") / source.name,
+        force=request.force,
+        predicted={
+            **{f"{part}_bytes": size for part, size in parts.items()},
+            "disk_bytes": sum(parts.values()),
+            "export_peak_rss_bytes": export_peak_rss_bytes(model),
+            "kv_cache_bytes_per_token": kv_cache_bytes_per_token(model.decoder, request.target),
+        },
+    )
+    check_target(plan.out, plan.force)
+    _check_disk(plan.out, plan.predicted["disk_bytes"])
+    return plan
+
+
+def resolve_budget(request: ExportRequest, model: ModelSpec, default: int | None) -> TokenBudget | None:
+    """The budget a tile, or None for all tokens. Raises BudgetError."""
+    patches = model.tower.patches
+    if request.dominant is not None or request.contextual is not None:
+        if request.tokens is not None:
+            raise BudgetError("--tokens is a total and --dominant/--contextual are counts a tile; give one or the other")
+        if request.dominant is None or request.contextual is None:
+            raise BudgetError("--dominant and --contextual go together; for one number use --tokens")
+        return check_budget(TokenBudget(request.dominant, request.contextual), patches)
+    tokens = request.tokens if request.tokens is not None else default
+    if tokens == "all":
+        return None
+    if tokens is None:  # a folder or hub id has no recipe: a ninth of the tokens, the paper's middle setting
+        tokens = patches // 9 * model.max_tiles
+    return split_tokens(tokens, model.max_tiles, patches)
+
+
+def write_bundle(plan: ExportPlan, progress: Progress) -> Manifest:
+    """Write the planned bundle to ``plan.out``; on any failure nothing is left there."""
+    with staged_folder(plan.out, plan.force) as staging:
+        checkpoint, model, folder = plan.checkpoint, plan.model, plan.source.folder
+        write_tokenizer(folder, staging, model)
+        write_chat_template(folder, staging, plan.prompt)
+        image = write_preprocessing(folder, staging, plan.image_mode)
+        stop = stop_spec(folder, checkpoint.config, staging / "tokenizer.json", plan.prompt)
+        manifest = Manifest(
+            format_version=FORMAT_VERSION,
+            created_by=f"vz-edge {__version__}",
+            name=plan.source.name,
+            checkpoint=plan.source.checkpoint,
+            model=model,
+            target=plan.target,
+            budget=plan.budget,
+            weights=plan.weights,
+            image=image,
+            stop=stop,
+            predicted=plan.predicted,
+        )
+        precision = PRECISION[plan.target]
+        progress.start("embedding", plan.predicted["embedding_bytes"])
+        write_embedding(checkpoint, model, precision, staging, progress.advance)
+        vision_quant = _quant(plan.weights.vision_bits, plan.weights)
+        _save("vision", build_vision(checkpoint, model, plan.budget, precision, vision_quant), staging, progress)
+        linear, lm_head = (_quant(bits, plan.weights) for bits in (plan.weights.bits, plan.weights.lm_head_bits))
+        decoder = build_decoder(checkpoint, model.decoder, precision, DecoderQuant(linear=linear, lm_head=lm_head))
+        _save("decoder", decoder, staging, progress)
+        config = genai_config(model, stop.token_ids, plan.target)
+        (staging / "genai_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        progress.start("parity with torch", 0)
+        manifest = dataclasses.replace(manifest, parity=check_parity(staging, manifest, checkpoint))
+        progress.start("hashes", sum(path.stat().st_size for path in staging.iterdir()))
+        return write_manifest(staging, manifest, progress.advance)
+
+
+def _open_checkpoint(folder: Path) -> Checkpoint:
+    checkpoint = Checkpoint.open(folder)
+    if checkpoint.has("vision_tower.embeddings.patch_embedding.weight"):
+        return checkpoint
+    return Checkpoint.open(folder, tower=resolve_tower(checkpoint.config, folder))
+
+
+def _quant(bits: int, weights: WeightSpec) -> QuantConfig | None:
+    if bits == 16:
+        return None
+    return QuantConfig(bits=bits, block_size=weights.block_size, method=weights.quantizer)  # type: ignore[arg-type]
+
+
+def _save(name: str, graph: GraphBuilder, staging: Path, progress: Progress) -> None:
+    progress.start(name, graph.weight_bytes())
+    graph.save(staging / f"{name}.onnx", _named(name, progress.advance))
+
+
+def _named(stage: str, advance: Callable[[str, int], None]) -> Callable[[str, int], None]:
+    return lambda tensor, size_bytes: advance(f"{stage}: {tensor}", size_bytes)
+
+
+def _check_disk(out: Path, needed_bytes: int) -> None:
+    existing = next(parent for parent in (out.absolute(), *out.absolute().parents) if parent.exists())
+    free_bytes = shutil.disk_usage(existing).free
+    if free_bytes < needed_bytes * DISK_MARGIN:
+        raise DiskSpaceError(
+            f"{out} needs {needed_bytes / 1e9:.1f} GB and {existing} has {free_bytes / 1e9:.1f} GB free; free some space "
+            "or choose another --out"
+        )

@@ -1,0 +1,125 @@
+"""The check that ends an export: a picture through the bundle's files and through torch, differences recorded.
+
+Torch is transformers' own layers on the checkpoint's weights (``reference.py``); the bundle's side is the
+files just written, run a slice at a time (``segments.py``), so the check keeps the export's memory bound. The
+vision graph is compared whole. Of a decoder too large for that the first layers are compared.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vz_edge.bundle import Manifest
+from vz_edge.device.image import Tiles, make_tiles, vanilla_token_order
+from vz_edge.device.verify import PARITY_PROMPT, feature_sample, kept_agreement, parity_picture
+from vz_edge.errors import ExportError
+from vz_edge.host import reference
+from vz_edge.host.checkpoint import Checkpoint
+from vz_edge.host.families import arrange_tokens
+from vz_edge.host.head_padding import HeadPadding
+from vz_edge.host.segments import run_in_segments
+from vz_edge.host.select.visionzip import select
+from vz_edge.profiling.memory import decoder_linear_elements
+
+WHOLE_DECODER_ELEMENTS = 200_000_000  # up to here the whole decoder is compared, beyond it the first layers
+FIRST_LAYERS = 2
+MOST_IMAGE_TOKENS = 320
+# Beyond these the bundle does not do what the checkpoint does: a bug, not rounding.
+LARGEST_VISION_ERROR = {8: 0.5, 16: 0.02}
+LARGEST_DECODER_ERROR = {4: 0.8, 8: 0.2, 16: 0.02}
+
+
+def check_parity(folder: Path, manifest: Manifest, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Compare, and return what goes into the manifest (docs/bundle.md). Raises ExportError if they disagree."""
+    tiles = make_tiles(parity_picture(), manifest.model, manifest.image)
+    features, kept = _torch_features(checkpoint, manifest, tiles)
+    vision = _compare_vision(folder, manifest, tiles, features, kept)
+    decoder = _compare_decoder(folder, manifest, checkpoint, features)
+    return {"vision": vision, "decoder": decoder}
+
+
+def _torch_features(checkpoint: Checkpoint, manifest: Manifest, tiles: Tiles) -> tuple[torch.Tensor, torch.Tensor | None]:
+    model, budget = manifest.model, manifest.budget
+    layers = model.tower.layers + 1 + model.feature_layer
+    pixel_values = torch.from_numpy(tiles.pixel_values)
+    hidden, scores, keys = reference.tower_states(checkpoint, model.tower, layers, pixel_values)
+    if budget is None:
+        features = reference.project(checkpoint, hidden[:, 1:]).flatten(0, 1)
+        if tiles.grid is None:
+            return features, None
+        rows = torch.cat([features, checkpoint.load("image_newline").float()[None]])
+        order = vanilla_token_order(tiles.original_size, tiles.grid, model.tower.patches_per_side)
+        return rows[torch.from_numpy(order)], None
+    selection = select(hidden, scores, keys, budget)
+    tokens = torch.cat([selection.dominant, selection.contextual], dim=1)
+    ordered = arrange_tokens(model, tokens, selection.kept, None if tiles.grid is None else tiles.grid[0])
+    return reference.project(checkpoint, ordered), selection.kept
+
+
+def _compare_vision(
+    folder: Path, manifest: Manifest, tiles: Tiles, expected: torch.Tensor, expected_kept: torch.Tensor | None
+) -> dict[str, Any]:
+    feeds: dict[str, np.ndarray] = {"pixel_values": tiles.pixel_values}
+    outputs = ["image_features"]
+    if expected_kept is not None:
+        outputs.append("kept")
+    if tiles.grid is not None and manifest.budget is not None:
+        feeds["grid_width"] = np.array([tiles.grid[0]], dtype=np.int64)
+    elif tiles.grid is not None:
+        feeds["token_order"] = vanilla_token_order(tiles.original_size, tiles.grid, manifest.model.tower.patches_per_side)
+    features, *kept = run_in_segments(folder / "vision.onnx", feeds, outputs)
+    reference_features = expected.numpy()
+    agreement = None if expected_kept is None else kept_agreement(kept[0], expected_kept.numpy())
+    error = float(np.abs(features.astype(np.float32) - reference_features).max() / np.abs(reference_features).max())
+    if features.shape != reference_features.shape or not np.isfinite(error):
+        raise ExportError(f"vision.onnx gave features {features.shape}, torch {tuple(reference_features.shape)}: not exported")
+    # A different kept position moves whole rows, so the bound on features holds where the positions agree.
+    if agreement in (None, 1.0) and error > LARGEST_VISION_ERROR[manifest.weights.vision_bits]:
+        raise ExportError(f"vision.onnx differs from torch by {error:.1e} of the largest feature: not exported; report this")
+    return {
+        "tiles": len(tiles.pixel_values),
+        "tokens": len(features),
+        "max_error": error,
+        "kept_agreement": agreement,
+        "kept": None if not kept else kept[0].tolist(),
+        "feature_sample": feature_sample(features),
+    }
+
+
+def _compare_decoder(folder: Path, manifest: Manifest, checkpoint: Checkpoint, features: torch.Tensor) -> dict[str, Any]:
+    model = manifest.model
+    embeds = torch.cat([features[:MOST_IMAGE_TOKENS], _prompt_embeds(folder, checkpoint)])[None]
+    whole = decoder_linear_elements(model.decoder) <= WHOLE_DECODER_ELEMENTS
+    layers = model.decoder.layers if whole else min(FIRST_LAYERS, model.decoder.layers)
+    expected = reference.decoder_states(checkpoint, model, embeds, layers)
+    if layers == model.decoder.layers:
+        head = checkpoint.load("language_model.embed_tokens.weight" if model.decoder.tie_word_embeddings else "lm_head.weight")
+        expected, output = expected[:, -1:] @ head.float().T, "logits"
+    else:
+        output = f"language_model.layers.{layers}.input_layernorm/output_3"  # the residual sum
+    found = run_in_segments(folder / "decoder.onnx", _decoder_feeds(manifest, embeds.numpy()), [output])[0]
+    error = float(np.linalg.norm(found.astype(np.float32) - expected.numpy()) / np.linalg.norm(expected.numpy()))
+    if not error <= LARGEST_DECODER_ERROR[manifest.weights.bits]:
+        raise ExportError(f"decoder.onnx differs from torch by {error:.1e} after {layers} layers: not exported; report this")
+    top = int(found[0, -1].argmax()) if output == "logits" else None
+    return {"layers": layers, "output": output, "relative_error": error, "top_token": top}
+
+
+def _decoder_feeds(manifest: Manifest, embeds: np.ndarray) -> dict[str, np.ndarray]:
+    decoder = manifest.model.decoder
+    dtype = np.float32 if manifest.target == "cpu" else np.float16
+    empty = np.zeros((1, decoder.kv_heads, 0, HeadPadding.of(decoder).stored), dtype=dtype)
+    past = {f"past_key_values.{i}.{part}": empty for i in range(decoder.layers) for part in ("key", "value")}
+    mask = np.ones((1, embeds.shape[1]), dtype=np.int64)
+    return {"inputs_embeds": embeds.astype(dtype), "attention_mask": mask, **past}
+
+
+def _prompt_embeds(folder: Path, checkpoint: Checkpoint) -> torch.Tensor:
+    from tokenizers import Tokenizer
+
+    ids = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(PARITY_PROMPT).ids
+    return checkpoint.load("language_model.embed_tokens.weight")[torch.tensor(ids)].float()

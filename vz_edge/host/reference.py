@@ -1,0 +1,121 @@
+"""The torch side of the parity check: transformers' own layers, one layer of weights in memory at a time.
+
+A 13B model does not fit the memory an export may use, so a single transformers layer is made and takes the
+weights of each layer in turn. What it computes is what transformers computes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from vz_edge.host.checkpoint import Checkpoint
+from vz_edge.host.select.visionzip import cls_scores, mean_keys
+from vz_edge.recipe import DecoderSpec, ModelSpec, TowerSpec
+
+
+@torch.inference_mode()
+def tower_states(
+    checkpoint: Checkpoint, tower: TowerSpec, layers: int, pixel_values: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Run the first ``layers`` layers of a CLIP tower in float32.
+
+    ``pixel_values`` is [tiles, 3, S, S]. Returns hidden states [tiles, 1 + patches, width], and of the last
+    of these layers the CLS scores [tiles, patches] and the keys averaged over heads [tiles, 1 + patches, head_dim].
+    """
+    from transformers import CLIPVisionConfig
+    from transformers.models.clip.modeling_clip import CLIPEncoderLayer, CLIPVisionEmbeddings
+
+    config = CLIPVisionConfig(
+        hidden_size=tower.hidden_size,
+        intermediate_size=tower.intermediate_size,
+        num_hidden_layers=1,
+        num_attention_heads=tower.heads,
+        image_size=tower.image_size,
+        patch_size=tower.patch_size,
+        hidden_act=tower.activation,
+        layer_norm_eps=tower.layer_norm_eps,
+    )
+    config._attn_implementation = "sdpa"
+    embeddings = CLIPVisionEmbeddings(config)
+    _load(embeddings, checkpoint, "vision_tower.embeddings.")
+    norm = nn.LayerNorm(tower.hidden_size, eps=tower.layer_norm_eps)
+    _load(norm, checkpoint, "vision_tower.pre_layrnorm.")
+    hidden = norm(embeddings(pixel_values))
+    layer = CLIPEncoderLayer(config).eval()
+    projections: dict[str, torch.Tensor] = {}
+    for name in ("q_proj", "k_proj"):
+        module = getattr(layer.self_attn, name)
+        module.register_forward_hook(lambda _module, _args, output, name=name: projections.update({name: output}))
+    for index in range(layers):
+        _load(layer, checkpoint, f"vision_tower.encoder.layers.{index}.")
+        hidden = _first(layer(hidden, attention_mask=None))
+    queries, keys = projections["q_proj"], projections["k_proj"]
+    return hidden, cls_scores(queries[:, 0], keys, tower.heads), mean_keys(keys, tower.heads)
+
+
+@torch.inference_mode()
+def project(checkpoint: Checkpoint, features: torch.Tensor) -> torch.Tensor:
+    """The two-layer GELU projector in float32, on [..., tower width]."""
+    for index, activation in ((1, nn.functional.gelu), (2, None)):
+        prefix = f"multi_modal_projector.linear_{index}"
+        weight, bias = (checkpoint.load(f"{prefix}.{part}").float() for part in ("weight", "bias"))
+        features = nn.functional.linear(features, weight, bias)
+        features = activation(features) if activation else features
+    return features
+
+
+@torch.inference_mode()
+def decoder_states(checkpoint: Checkpoint, model: ModelSpec, embeds: torch.Tensor, layers: int) -> torch.Tensor:
+    """Run the first ``layers`` decoder layers in float32 on ``embeds`` [1, n, hidden]; returns the residual stream.
+
+    If these are all the layers, the final norm is applied.
+    """
+    decoder = one_layer_decoder(model.decoder)
+    captured: dict[str, torch.Tensor] = {}
+    decoder.layers[0].register_forward_hook(lambda _module, _args, output: captured.update(residual=_first(output)))
+    _load(decoder.norm, checkpoint, "language_model.norm.")
+    normed = embeds
+    for index in range(layers):
+        _load(decoder.layers[0], checkpoint, f"language_model.layers.{index}.")
+        normed = decoder(inputs_embeds=embeds, use_cache=False).last_hidden_state
+        embeds = captured["residual"]
+    return normed if layers == model.decoder.layers else embeds
+
+
+def one_layer_decoder(spec: DecoderSpec) -> Any:
+    """A transformers decoder with one layer of the true width and next to no vocabulary, in float32."""
+    from transformers import AutoConfig, AutoModel
+
+    config = AutoConfig.for_model(
+        spec.type,
+        hidden_size=spec.hidden_size,
+        intermediate_size=spec.intermediate_size,
+        num_hidden_layers=1,
+        num_attention_heads=spec.heads,
+        num_key_value_heads=spec.kv_heads,
+        head_dim=spec.head_dim,
+        vocab_size=8,
+        pad_token_id=None,
+        bos_token_id=None,
+        eos_token_id=None,
+        max_position_embeddings=spec.context_length,
+        rms_norm_eps=spec.rms_norm_eps,
+        rope_parameters={"rope_type": "default", **(spec.rope_scaling or {}), "rope_theta": spec.rope_theta},
+        sliding_window=spec.sliding_window,
+        attention_bias=spec.output_bias,
+        mlp_bias=spec.mlp_bias,
+    )
+    return AutoModel.from_config(config, dtype=torch.float32).eval()
+
+
+def _load(module: nn.Module, checkpoint: Checkpoint, prefix: str) -> None:
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            parameter.copy_(checkpoint.load(prefix + name))
+
+
+def _first(output: Any) -> torch.Tensor:
+    return output[0] if isinstance(output, tuple) else output
