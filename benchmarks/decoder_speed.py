@@ -132,7 +132,7 @@ def report(shape: str, threads: int, answers: dict[str, list[dict]], request: di
         bars.append(Bar(f"{phase}, ours / {best}", ratio, ">=", least, "x"))
     return Report(
         name="decoder_speed",
-        title=f"Decoder of 0.94 B on the CPU: prefill of {request['prompt_tokens']} tokens, then decode",
+        title=f"Decoder of shape {shape} on the CPU: prefill of {request['prompt_tokens']} tokens, then decode",
         busy_percent=busy,
         notes=[
             f"{threads} threads, random weights, greedy, {len(answers[OURS])} interleaved rounds, one process a rival.",

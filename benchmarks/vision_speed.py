@@ -181,7 +181,7 @@ def report(shape: str, threads: int, work: Path, rounds: dict[int, int]) -> Repo
         notes += [f"{title}, 8 bits against fp32: {what} {value:.3f}." for what, value in change.items()]
     return Report(
         name="vision_speed",
-        title="Vision part on the CPU: CLIP ViT-L/14-336, 64 tokens a tile, projector of a 13B",
+        title=f"Vision part of {shape} on the CPU: CLIP tower, 64 tokens a tile, projector",
         busy_percent=busy,
         notes=notes,
         rows=rows,
