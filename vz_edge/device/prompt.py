@@ -30,17 +30,12 @@ Message = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class ChatPrompt:
-    """A bundle's chat template and tokenizer.
-
-    ``special`` are the template's variables (``bos_token``...). ``add_bos`` overrides what tokenizer.json says
-    about a BOS in front of the text; None leaves it to tokenizer.json, as transformers does.
-    """
+    """A bundle's chat template and tokenizer; ``special`` are the template's variables (``bos_token``...)."""
 
     template: str
     tokenizer: Tokenizer
     special: dict[str, str]
     image_token_id: int
-    add_bos: bool | None
 
     @classmethod
     def load(cls, folder: Path, image_token_id: int) -> ChatPrompt:
@@ -57,20 +52,15 @@ class ChatPrompt:
             ) from error
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        return cls(template, tokenizer, special_tokens(config), image_token_id, config.get("add_bos_token"))
+        return cls(template, tokenizer, special_tokens(config), image_token_id)
 
     def ids(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of the conversation, up to where the answer starts. Raises RequestError."""
         text = render_template(self.template, messages, self.special)
         bos = self.special.get("bos_token")
-        # A template that writes BOS itself must not get a second one.
-        if bos and text.startswith(bos):
-            return self.tokenizer.encode(text, add_special_tokens=False).ids
-        if self.add_bos is None:
-            return self.tokenizer.encode(text).ids
-        ids = self.tokenizer.encode(text, add_special_tokens=False).ids
-        bos_id = self.tokenizer.token_to_id(bos) if bos else None
-        return [bos_id, *ids] if self.add_bos and bos_id is not None else ids
+        # A template that writes BOS itself must not get a second one from tokenizer.json's post-processor.
+        writes_bos = bos is not None and text.startswith(bos)
+        return self.tokenizer.encode(text, add_special_tokens=not writes_bos).ids
 
 
 def messages_of(prompt: str | Sequence[Message], pictures: int) -> list[dict[str, Any]]:

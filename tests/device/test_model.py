@@ -1,0 +1,208 @@
+"""A whole bundle, asked in every way: each way gives the same answer."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.device import standin
+from vz_edge.bundle import StopSpec
+from vz_edge.device.model import EdgeModel
+from vz_edge.device.prompt import messages_of
+from vz_edge.errors import ContextLengthError, CorruptBundleError, ImageError, RequestError
+
+PICTURE = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
+OTHER = np.random.default_rng(1).integers(0, 256, (90, 30, 3), dtype=np.uint8)
+QUESTIONS = ["What is this?", "What colour is the house?", "Who is there?"]
+COUNT = 12
+
+
+def reference(model: EdgeModel, pictures: list[np.ndarray], prompt: str, count: int) -> list[int]:
+    """Greedy answer with nothing shared: the whole sequence is read anew for every token."""
+    ids = model.chat.ids(messages_of(prompt, len(pictures)))
+    features = [model.encode(picture).features for picture in pictures]
+    embeds = model.embedding.place(ids, standin.IMAGE_TOKEN_ID, features)
+    answer: list[int] = []
+    while len(answer) < count and (not answer or answer[-1] != standin.EOS):
+        logits = model.decoder.start(len(embeds)).append(embeds)
+        answer.append(int(logits.argmax()))
+        embeds = np.concatenate([embeds, model.embedding.rows(answer[-1:])])
+    return answer
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_next"])
+@pytest.mark.parametrize("budget", [standin.BUDGET, None], ids=["budget", "all"])
+def test_an_answer_is_the_greedy_continuation(tmp_path: Path, family: str, budget) -> None:
+    standin.write_bundle(tmp_path / "bundle", family, budget)
+    model = EdgeModel.load(tmp_path / "bundle", threads=1)
+    reply = model.ask(PICTURE, QUESTIONS[0], max_new_tokens=COUNT)
+    assert list(reply.token_ids) == reference(model, [PICTURE], QUESTIONS[0], COUNT)
+    encoded = model.encode(PICTURE)
+    assert reply.image_tokens == len(encoded.features)
+    assert (encoded.kept is None) == (budget is None)
+    assert encoded.original_size == (90, 60)
+
+
+def test_counts_and_times_are_in_the_reply(model: EdgeModel) -> None:
+    reply = model.ask(PICTURE, QUESTIONS[0], max_new_tokens=COUNT)
+    assert reply.prompt_tokens == len("<s>USER: \nWhat is this? ASSISTANT:") - len("<s>") + 1
+    assert reply.image_tokens == 5 * standin.BUDGET.per_tile  # the base tile and a grid of 2 x 2
+    assert reply.answer_tokens == len(reply.token_ids) == COUNT
+    assert reply.finish_reason == "length"
+    assert min(reply.preprocess_sec, reply.vision_sec, reply.prefill_sec, reply.decode_sec) > 0
+    assert reply.ttft_sec == reply.preprocess_sec + reply.vision_sec + reply.prefill_sec
+    assert reply.total_sec == reply.ttft_sec + reply.decode_sec
+    assert reply.decode_tokens_per_sec == (COUNT - 1) / reply.decode_sec
+    assert model.load_sec > 0
+
+
+def test_stream_gives_the_text_of_ask_in_pieces(model: EdgeModel) -> None:
+    whole = model.ask(PICTURE, QUESTIONS[0], max_new_tokens=COUNT)
+    stream = model.stream(PICTURE, QUESTIONS[0], max_new_tokens=COUNT)
+    pieces = list(stream)
+    assert len(pieces) > 1
+    assert all(pieces)
+    assert "".join(pieces) == stream.reply.text == whole.text
+    assert stream.reply.token_ids == whole.token_ids
+    unread = model.stream(PICTURE, QUESTIONS[0], max_new_tokens=COUNT)
+    next(unread)
+    assert unread.reply.text == whole.text
+
+
+def test_a_picture_can_be_encoded_before(model: EdgeModel, tmp_path: Path) -> None:
+    Image.fromarray(PICTURE).save(tmp_path / "picture.png")
+    expected = model.ask(PICTURE, QUESTIONS[0], max_new_tokens=COUNT)
+    for picture in (Image.fromarray(PICTURE), tmp_path / "picture.png", str(tmp_path / "picture.png"), [PICTURE]):
+        assert model.ask(picture, QUESTIONS[0], max_new_tokens=COUNT).token_ids == expected.token_ids
+    assert model.ask(model.encode(PICTURE), QUESTIONS[0], max_new_tokens=COUNT).token_ids == expected.token_ids
+
+
+def test_many_questions_share_the_picture_and_change_no_answer(model: EdgeModel) -> None:
+    replies = model.ask_many(PICTURE, QUESTIONS, max_new_tokens=COUNT)
+    separate = [model.ask(PICTURE, question, max_new_tokens=COUNT) for question in QUESTIONS]
+    assert [reply.token_ids for reply in replies] == [reply.token_ids for reply in separate]
+    assert replies[0].vision_sec > 0 == replies[1].vision_sec == replies[1].preprocess_sec
+    assert model.ask_many(PICTURE, []) == []
+    once, again = model.ask_many(PICTURE, [QUESTIONS[0]] * 2, max_new_tokens=COUNT)
+    assert once.token_ids == again.token_ids == separate[0].token_ids
+    without_picture = model.ask_many(None, ["a", "b"], max_new_tokens=COUNT)
+    assert without_picture[1].token_ids == model.ask(None, "b", max_new_tokens=COUNT).token_ids
+
+
+def test_several_pictures_no_picture_and_a_conversation(model: EdgeModel) -> None:
+    several = model.ask([PICTURE, OTHER], "Compare.", max_new_tokens=COUNT)
+    assert list(several.token_ids) == reference(model, [PICTURE, OTHER], "Compare.", COUNT)
+    assert several.image_tokens == sum(len(model.encode(picture).features) for picture in (PICTURE, OTHER))
+    assert model.ask(None, "Hello.", max_new_tokens=3).image_tokens == 0
+    chat = [
+        {"role": "user", "content": "What is this?"},
+        {"role": "assistant", "content": "A house."},
+        {"role": "user", "content": "And behind it?"},
+    ]
+    reply = model.ask(PICTURE, chat, max_new_tokens=COUNT)
+    marked = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is this?"}]}, *chat[1:]]
+    assert model.ask(PICTURE, marked, max_new_tokens=COUNT).token_ids == reply.token_ids
+
+
+def test_threads_share_a_model(model: EdgeModel) -> None:
+    jobs = [(picture, question) for picture in (PICTURE, OTHER, None) for question in QUESTIONS] * 4
+    expected = [model.ask(*job, max_new_tokens=COUNT).token_ids for job in jobs]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda job: model.ask(*job, max_new_tokens=COUNT).token_ids, jobs))
+    assert found == expected
+
+
+def test_stop_tokens_and_stop_strings_end_an_answer(model: EdgeModel) -> None:
+    free = model.ask(PICTURE, QUESTIONS[1], max_new_tokens=COUNT)
+    assert len(set(free.token_ids)) > 1
+    stop_id = free.token_ids[-1]
+    stopped = model.ask(PICTURE, QUESTIONS[1], max_new_tokens=COUNT, stop=[stop_id])
+    assert stopped.finish_reason == "stop"
+    assert stopped.token_ids == free.token_ids[: free.token_ids.index(stop_id) + 1]
+    assert free.text.startswith(stopped.text)
+    stop = free.text[1:3]
+    for reply in (
+        model.ask(PICTURE, QUESTIONS[1], max_new_tokens=COUNT, stop=["never", stop]),
+        model.ask(PICTURE, QUESTIONS[1], max_new_tokens=COUNT, stop=stop),
+        model.stream(PICTURE, QUESTIONS[1], max_new_tokens=COUNT, stop=[stop]).reply,
+    ):
+        assert reply.text == free.text[: free.text.index(stop)]
+        assert reply.finish_reason == "stop"
+
+
+def test_the_manifests_own_stops_are_kept(model: EdgeModel, tmp_path: Path) -> None:
+    free = model.ask(PICTURE, QUESTIONS[0], max_new_tokens=COUNT)
+    standin.write_bundle(tmp_path / "bundle", stop=StopSpec((free.token_ids[2],), (free.text[1],)))
+    reply = EdgeModel.load(tmp_path / "bundle").ask(PICTURE, QUESTIONS[0], max_new_tokens=COUNT, stop=["other"])
+    assert reply.finish_reason == "stop"
+    assert reply.text == free.text[:1]
+
+
+def test_the_seed_repeats_a_drawn_answer(model: EdgeModel) -> None:
+    options = {"max_new_tokens": COUNT, "temperature": 2.0, "top_k": 50, "top_p": 0.95}
+    drawn = [model.ask(PICTURE, QUESTIONS[0], seed=seed, **options).token_ids for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert [reply.token_ids for reply in model.ask_many(PICTURE, [QUESTIONS[0]] * 2, seed=1, **options)] == drawn[:2]
+
+
+def test_what_does_not_fit_the_context_is_refused_with_what_would(bundle: Path) -> None:
+    model = EdgeModel.load(bundle, threads=1, max_context=64)
+    used = model.ask(PICTURE, "Why?", max_new_tokens=1)
+    left = 64 - used.prompt_tokens - used.image_tokens
+    assert model.ask(PICTURE, "Why?", max_new_tokens=left).answer_tokens == left
+    with pytest.raises(ContextLengthError, match=f"lower max_new_tokens to {left}$"):
+        model.stream(PICTURE, "Why?", max_new_tokens=left + 1)
+    with pytest.raises(ContextLengthError, match="shorten the prompt"):
+        model.ask_many(PICTURE, ["Why?", "Why? " * 30], max_new_tokens=1)
+    assert EdgeModel.load(bundle, max_context=10**6).context_length == standin.CONTEXT
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"max_new_tokens": 0}, RequestError),
+        ({"temperature": -1}, RequestError),
+        ({"stop": [""]}, RequestError),
+        ({"image": "absent.jpg"}, ImageError),
+        ({"image": np.zeros((4, 4), np.uint8)}, ImageError),
+        ({"prompt": []}, RequestError),
+        ({"prompt": "<image> What is this?"}, RequestError),
+        ({"image": None, "prompt": "<image> What is this?"}, RequestError),
+        ({"image": [PICTURE, PICTURE], "prompt": [{"role": "user", "content": [{"type": "image"}]}]}, RequestError),
+    ],
+    ids=str,
+)
+def test_what_is_no_question_is_refused_before_anything_runs(model: EdgeModel, options: dict, error: type) -> None:
+    with pytest.raises(error) as caught:
+        model.stream(**{"image": PICTURE, "prompt": "Why?", **options})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_precision_of_the_other_target_runs_on_the_cpu(tmp_path: Path, model: EdgeModel) -> None:
+    standin.write_bundle(tmp_path / "bundle", target="cuda")
+    half = EdgeModel.load(tmp_path / "bundle", threads=1)
+    assert half.decoder.dtype == np.float16
+    reply = half.ask(PICTURE, QUESTIONS[0], max_new_tokens=1)
+    assert reply.token_ids == model.ask(PICTURE, QUESTIONS[0], max_new_tokens=1).token_ids
+
+
+@pytest.mark.parametrize("wrong", [{"threads": 0}, {"max_context": 0}], ids=str)
+def test_impossible_sizes_are_refused(bundle: Path, wrong: dict) -> None:
+    with pytest.raises(RequestError, match=next(iter(wrong))):
+        EdgeModel.load(bundle, **wrong)
+
+
+def test_a_damaged_bundle_is_refused(bundle: Path, tmp_path: Path) -> None:
+    shutil.copytree(bundle, tmp_path / "bundle")
+    path = tmp_path / "bundle" / "embedding.data"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CorruptBundleError, match=r"embedding\.data"):
+        EdgeModel.load(tmp_path / "bundle")
+    manifest = json.loads((bundle / "vz_edge.json").read_text())
+    assert set(manifest["files"]) >= {"decoder.onnx", "vision.onnx"}

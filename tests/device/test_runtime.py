@@ -1,0 +1,66 @@
+"""Providers are chosen as asked or refused by name."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import onnxruntime
+import pytest
+
+from vz_edge.device import runtime
+from vz_edge.device.runtime import CPU, CUDA, choose_providers, open_session, physical_cores
+from vz_edge.errors import CorruptBundleError, DependencyError, ProviderError
+
+
+@pytest.fixture
+def with_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
+
+
+@pytest.fixture
+def without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CPU])
+
+
+@pytest.mark.usefixtures("with_cuda")
+def test_the_target_decides_where_there_is_a_choice() -> None:
+    assert choose_providers(None, "cuda") == [CUDA, CPU]
+    assert choose_providers(None, "cpu") == [CPU]
+    assert choose_providers(["cuda"], "cpu") == [CUDA]
+    assert choose_providers("CPU", "cuda") == [CPU]
+    assert choose_providers([CUDA, "cpu"], "cpu") == [CUDA, CPU]
+
+
+@pytest.mark.usefixtures("without_cuda")
+def test_what_is_not_there_is_refused_with_what_is() -> None:
+    assert choose_providers(None, "cuda") == [CPU]
+    for wrong in (["cuda"], ["tensorrt", "cpu"], []):
+        with pytest.raises(ProviderError, match="there are: cpu"):
+            choose_providers(wrong, "cuda")
+
+
+def test_a_provider_that_does_not_start_is_refused(bundle: Path) -> None:
+    with pytest.raises(ProviderError, match="did not start"), pytest.warns(UserWarning):
+        open_session(bundle / "decoder.onnx", [CUDA], threads=1)
+
+
+def test_without_onnxruntime_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(DependencyError, match=r"vz-edge\[cpu\].*vz-edge\[gpu\]"):
+        choose_providers(None, "cpu")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a model", None], ids=["empty", "text", "cut"])
+def test_a_damaged_graph_is_a_corrupt_bundle(bundle: Path, tmp_path: Path, content: bytes | None) -> None:
+    whole = (bundle / "decoder.onnx").read_bytes()
+    (tmp_path / "decoder.onnx").write_bytes(whole[: len(whole) // 2] if content is None else content)
+    with pytest.raises(CorruptBundleError, match=r"decoder\.onnx") as caught:
+        open_session(tmp_path / "decoder.onnx", [CPU], threads=1)
+    assert "\n" not in str(caught.value)
+
+
+def test_hardware_threads_of_a_core_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime.os, "sched_getaffinity", lambda pid: {0, 1, 2, 3, 5})
+    monkeypatch.setattr(runtime, "_siblings", lambda cpu: f"{cpu // 2}")
+    assert physical_cores() == 3
