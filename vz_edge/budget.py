@@ -52,6 +52,15 @@ def split_tokens(total: int, max_tiles: int, patches: int) -> TokenBudget:
     return check_budget(TokenBudget(dominant, per_tile - dominant), patches)
 
 
+def parse_tokens(text: str, max_tiles: int, patches: int) -> TokenBudget | None:
+    """The budget that a user's ``--tokens`` means: a total, or "all" (None). Raises BudgetError."""
+    if text == "all":
+        return None
+    if not text.isdecimal():
+        raise BudgetError(f"--tokens {text}: expected a whole number or 'all'")
+    return split_tokens(int(text), max_tiles, patches)
+
+
 def check_budget(budget: TokenBudget, patches: int) -> TokenBudget:
     """Return the budget if a tile of ``patches`` patches can give it; raise BudgetError otherwise."""
     most_contextual = patches + 1 - budget.dominant

@@ -48,6 +48,11 @@ class WeightSpec:
     quantizer: Literal["rtn", "hqq"]
 
 
+def default_weights(bits: Literal[4, 8, 16]) -> WeightSpec:
+    """The bits and block size an export takes unless told otherwise; profiles/reports/quantizers.md says why."""
+    return WeightSpec(bits, lm_head_bits=16 if bits == 16 else 8, vision_bits=16, block_size=128, quantizer="rtn")
+
+
 @dataclass(frozen=True)
 class ImageSpec:
     """How pixels become numbers, from the checkpoint's preprocessor_config.json.
@@ -178,7 +183,9 @@ def check_target(target: Path, force: bool) -> None:
     if not force:
         raise TargetExistsError(f"{target} exists; choose another --out, or replace it with --force")
     if not target.is_dir() or (any(target.iterdir()) and not (target / MANIFEST).is_file()):
-        raise TargetExistsError(f"{target} exists and is not a bundle, so --force does not remove it; choose another --out")
+        raise TargetExistsError(
+            f"{target} exists and is not a bundle, so --force does not remove it; choose another --out"
+        )
 
 
 def sha256(path: Path, progress: Callable[[int], None]) -> str:

@@ -22,16 +22,25 @@ def command(
         str | None,
         typer.Option(help="Visual tokens at the model's largest tile count, or 'all'. Default: the recipe's."),
     ] = None,
-    dominant: Annotated[int | None, typer.Option(help="Dominant tokens a tile, CLS included; instead of --tokens.")] = None,
+    dominant: Annotated[
+        int | None, typer.Option(help="Dominant tokens a tile, CLS included; instead of --tokens.")
+    ] = None,
     contextual: Annotated[int | None, typer.Option(help="Contextual tokens a tile; with --dominant.")] = None,
     target: Annotated[Literal["cpu", "cuda"], typer.Option(help="cpu: fp32 activations; cuda: fp16.")] = "cpu",
     out: Annotated[Path | None, typer.Option(help="The bundle's folder. Default: bundles/NAME.")] = None,
-    lm_head_bits: Annotated[Bits | None, typer.Option(help="Bits of lm_head. Default: 8, or 16 with --bits 16.")] = None,
-    vision_bits: Annotated[Literal["8", "16"], typer.Option(help="Bits of the tower and projector.")] = "16",
-    block_size: Annotated[Literal["32", "64", "128", "256"], typer.Option(help="Weights that share a scale.")] = "128",
+    lm_head_bits: Annotated[
+        Bits | None, typer.Option(help="Bits of lm_head. Default: 8, or 16 with --bits 16.")
+    ] = None,
+    vision_bits: Annotated[
+        Literal["8", "16"] | None, typer.Option(help="Bits of the tower and projector. Default: 16.")
+    ] = None,
+    block_size: Annotated[
+        Literal["32", "64", "128", "256"] | None, typer.Option(help="Weights that share a scale. Default: 128.")
+    ] = None,
     quantizer: Annotated[
-        Literal["rtn", "hqq"], typer.Option(help="rtn: round to nearest; hqq: half-quadratic, slower, closer.")
-    ] = "rtn",
+        Literal["rtn", "hqq"] | None,
+        typer.Option(help="rtn: round to nearest (default); hqq: half-quadratic, slower, closer."),
+    ] = None,
     image_mode: Annotated[
         Literal["stock", "pad"] | None,
         typer.Option(help="stock: as transformers' processor; pad: LLaVA-1.5's published padding to a square."),
@@ -40,10 +49,7 @@ def command(
 ) -> None:
     """Export a checkpoint to a bundle that answers questions on a device without torch."""
     from vz_edge.cli.progress import ConsoleProgress, require_host
-    from vz_edge.errors import BudgetError
 
-    if tokens is not None and tokens != "all" and not tokens.isdecimal():
-        raise BudgetError(f"--tokens {tokens}: expected a whole number or 'all'")
     require_host()
     from vz_edge.host.export import ExportRequest, plan_export, write_bundle
 
@@ -51,13 +57,13 @@ def command(
         model=model,
         out=out,
         bits=int(bits),  # type: ignore[arg-type]
-        tokens="all" if tokens == "all" else None if tokens is None else int(tokens),
+        tokens=tokens,
         dominant=dominant,
         contextual=contextual,
         target=target,
-        lm_head_bits=None if lm_head_bits is None else int(lm_head_bits),  # type: ignore[arg-type]
-        vision_bits=int(vision_bits),  # type: ignore[arg-type]
-        block_size=int(block_size),
+        lm_head_bits=lm_head_bits and int(lm_head_bits),  # type: ignore[arg-type]
+        vision_bits=vision_bits and int(vision_bits),  # type: ignore[arg-type]
+        block_size=block_size and int(block_size),
         quantizer=quantizer,
         image_mode=image_mode,
         force=force,
@@ -72,8 +78,10 @@ def command(
 
 def _announcement(plan: ExportPlan) -> str:
     predicted = plan.predicted
-    per_tile = "all tokens" if plan.budget is None else (
-        f"{plan.budget.dominant} dominant + {plan.budget.contextual} contextual tokens a tile"
+    per_tile = (
+        "all tokens"
+        if plan.budget is None
+        else (f"{plan.budget.dominant} dominant + {plan.budget.contextual} contextual tokens a tile")
     )
     return (
         f"{plan.source.name}: {plan.model.family} with a {plan.model.decoder.type} decoder, {per_tile}, "
@@ -105,7 +113,8 @@ def _print_summary(plan: ExportPlan, manifest: Manifest, seconds: float) -> None
     kept = "" if vision["kept_agreement"] is None else f", {vision['kept_agreement']:.1%} of the kept positions"
     console.print(
         f"against torch: vision features within {vision['max_error']:.1e} of the largest{kept}; "
-        f"decoder ({decoder['layers']} of {manifest.model.decoder.layers} layers) {decoder['relative_error']:.1e} relative error"
+        f"decoder ({decoder['layers']} of {manifest.model.decoder.layers} layers) with a relative error of "
+        f"{decoder['relative_error']:.1e}"
     )
     console.print(f"ask it: vz-edge run {plan.out} --image PICTURE 'a question'")
 

@@ -15,7 +15,13 @@ def command(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")]
     recipes = [load_recipe(name) for name in recipe_names()]
     if as_json:
         rows = [
-            {"name": r.name, "checkpoint": r.checkpoint, "family": r.model.family, "tokens": r.tokens, "presets": r.presets}
+            {
+                "name": r.name,
+                "checkpoint": r.checkpoint,
+                "family": r.model.family,
+                "tokens": r.tokens,
+                "presets": r.presets,
+            }
             for r in recipes
         ]
         print(json.dumps(rows, indent=2))

@@ -24,7 +24,14 @@ class ConsoleProgress:
     """A bar a stage, advanced a tensor at a time, with rate and time left (vz_edge.host.export.Progress)."""
 
     def __init__(self) -> None:
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
 
         self._bars = Progress(
             TextColumn("{task.fields[stage]:<18}"),

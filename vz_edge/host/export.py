@@ -18,8 +18,16 @@ from typing import Literal, Protocol
 import onnx_ir as ir
 
 from vz_edge import __version__
-from vz_edge.budget import TokenBudget, check_budget, split_tokens
-from vz_edge.bundle import FORMAT_VERSION, Manifest, WeightSpec, check_target, staged_folder, write_manifest
+from vz_edge.budget import TokenBudget, check_budget, parse_tokens
+from vz_edge.bundle import (
+    FORMAT_VERSION,
+    Manifest,
+    WeightSpec,
+    check_target,
+    default_weights,
+    staged_folder,
+    write_manifest,
+)
 from vz_edge.errors import BudgetError, DiskSpaceError
 from vz_edge.host.checkpoint import Checkpoint
 from vz_edge.host.decoder_graph import DecoderQuant, build_decoder
@@ -50,14 +58,14 @@ class ExportRequest:
     model: str
     out: Path | None = None
     bits: Literal[4, 8, 16] = 4
-    tokens: int | Literal["all"] | None = None
+    tokens: str | None = None
     dominant: int | None = None
     contextual: int | None = None
     target: Literal["cpu", "cuda"] = "cpu"
     lm_head_bits: Literal[4, 8, 16] | None = None
-    vision_bits: Literal[8, 16] = 16
-    block_size: int = 128
-    quantizer: Literal["rtn", "hqq"] = "rtn"
+    vision_bits: Literal[8, 16] | None = None
+    block_size: int | None = None
+    quantizer: Literal["rtn", "hqq"] | None = None
     image_mode: Literal["stock", "pad"] | None = None
     force: bool = False
 
@@ -95,13 +103,9 @@ def plan_export(request: ExportRequest) -> ExportPlan:
     checkpoint = _open_checkpoint(source.folder)
     model = spec_from_config(checkpoint.config, checkpoint.tower_config)
     recipe = source.recipe or matching_recipe(model)
-    weights = WeightSpec(
-        bits=request.bits,
-        lm_head_bits=request.lm_head_bits or (16 if request.bits == 16 else 8),
-        vision_bits=request.vision_bits,
-        block_size=request.block_size,
-        quantizer=request.quantizer,
-    )
+    chosen = {name: getattr(request, name) for name in ("lm_head_bits", "vision_bits", "block_size", "quantizer")}
+    given = {name: value for name, value in chosen.items() if value is not None}
+    weights = dataclasses.replace(default_weights(request.bits), **given)
     parts = bundle_bytes(model, weights, request.target)
     plan = ExportPlan(
         source=source,
@@ -131,16 +135,15 @@ def resolve_budget(request: ExportRequest, model: ModelSpec, default: int | None
     patches = model.tower.patches
     if request.dominant is not None or request.contextual is not None:
         if request.tokens is not None:
-            raise BudgetError("--tokens is a total and --dominant/--contextual are counts a tile; give one or the other")
+            raise BudgetError(
+                "--tokens is a total and --dominant/--contextual are counts a tile; give one or the other"
+            )
         if request.dominant is None or request.contextual is None:
             raise BudgetError("--dominant and --contextual go together; for one number use --tokens")
         return check_budget(TokenBudget(request.dominant, request.contextual), patches)
-    tokens = request.tokens if request.tokens is not None else default
-    if tokens == "all":
-        return None
-    if tokens is None:  # a folder or hub id has no recipe: a ninth of the tokens, the paper's middle setting
-        tokens = patches // 9 * model.max_tiles
-    return split_tokens(tokens, model.max_tiles, patches)
+    # A folder or hub id has no recipe: then a ninth of the tokens, the paper's middle setting.
+    ninth = patches // 9 * model.max_tiles
+    return parse_tokens(request.tokens or str(default or ninth), model.max_tiles, patches)
 
 
 def write_bundle(plan: ExportPlan, progress: Progress) -> Manifest:
@@ -207,6 +210,6 @@ def _check_disk(out: Path, needed_bytes: int) -> None:
     free_bytes = shutil.disk_usage(existing).free
     if free_bytes < needed_bytes * DISK_MARGIN:
         raise DiskSpaceError(
-            f"{out} needs {needed_bytes / 1e9:.1f} GB and {existing} has {free_bytes / 1e9:.1f} GB free; free some space "
-            "or choose another --out"
+            f"{out} needs {needed_bytes / 1e9:.1f} GB and {existing} has {free_bytes / 1e9:.1f} GB free; free some "
+            "space or choose another --out"
         )

@@ -42,7 +42,9 @@ def check_parity(folder: Path, manifest: Manifest, checkpoint: Checkpoint) -> di
     return {"vision": vision, "decoder": decoder}
 
 
-def _torch_features(checkpoint: Checkpoint, manifest: Manifest, tiles: Tiles) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _torch_features(
+    checkpoint: Checkpoint, manifest: Manifest, tiles: Tiles
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     model, budget = manifest.model, manifest.budget
     layers = model.tower.layers + 1 + model.feature_layer
     pixel_values = torch.from_numpy(tiles.pixel_values)
@@ -70,16 +72,22 @@ def _compare_vision(
     if tiles.grid is not None and manifest.budget is not None:
         feeds["grid_width"] = np.array([tiles.grid[0]], dtype=np.int64)
     elif tiles.grid is not None:
-        feeds["token_order"] = vanilla_token_order(tiles.original_size, tiles.grid, manifest.model.tower.patches_per_side)
+        feeds["token_order"] = vanilla_token_order(
+            tiles.original_size, tiles.grid, manifest.model.tower.patches_per_side
+        )
     features, *kept = run_in_segments(folder / "vision.onnx", feeds, outputs)
     reference_features = expected.numpy()
     agreement = None if expected_kept is None else kept_agreement(kept[0], expected_kept.numpy())
     error = float(np.abs(features.astype(np.float32) - reference_features).max() / np.abs(reference_features).max())
     if features.shape != reference_features.shape or not np.isfinite(error):
-        raise ExportError(f"vision.onnx gave features {features.shape}, torch {tuple(reference_features.shape)}: not exported")
+        raise ExportError(
+            f"vision.onnx gave features {features.shape}, torch {tuple(reference_features.shape)}: not exported"
+        )
     # A different kept position moves whole rows, so the bound on features holds where the positions agree.
     if agreement in (None, 1.0) and error > LARGEST_VISION_ERROR[manifest.weights.vision_bits]:
-        raise ExportError(f"vision.onnx differs from torch by {error:.1e} of the largest feature: not exported; report this")
+        raise ExportError(
+            f"vision.onnx differs from torch by {error:.1e} of the largest feature: not exported; report this"
+        )
     return {
         "tiles": len(tiles.pixel_values),
         "tokens": len(features),
@@ -90,21 +98,27 @@ def _compare_vision(
     }
 
 
-def _compare_decoder(folder: Path, manifest: Manifest, checkpoint: Checkpoint, features: torch.Tensor) -> dict[str, Any]:
+def _compare_decoder(
+    folder: Path, manifest: Manifest, checkpoint: Checkpoint, features: torch.Tensor
+) -> dict[str, Any]:
     model = manifest.model
     embeds = torch.cat([features[:MOST_IMAGE_TOKENS], _prompt_embeds(folder, checkpoint)])[None]
     whole = decoder_linear_elements(model.decoder) <= WHOLE_DECODER_ELEMENTS
     layers = model.decoder.layers if whole else min(FIRST_LAYERS, model.decoder.layers)
     expected = reference.decoder_states(checkpoint, model, embeds, layers)
     if layers == model.decoder.layers:
-        head = checkpoint.load("language_model.embed_tokens.weight" if model.decoder.tie_word_embeddings else "lm_head.weight")
+        head = checkpoint.load(
+            "language_model.embed_tokens.weight" if model.decoder.tie_word_embeddings else "lm_head.weight"
+        )
         expected, output = expected[:, -1:] @ head.float().T, "logits"
     else:
         output = f"language_model.layers.{layers}.input_layernorm/output_3"  # the residual sum
     found = run_in_segments(folder / "decoder.onnx", _decoder_feeds(manifest, embeds.numpy()), [output])[0]
     error = float(np.linalg.norm(found.astype(np.float32) - expected.numpy()) / np.linalg.norm(expected.numpy()))
     if not error <= LARGEST_DECODER_ERROR[manifest.weights.bits]:
-        raise ExportError(f"decoder.onnx differs from torch by {error:.1e} after {layers} layers: not exported; report this")
+        raise ExportError(
+            f"decoder.onnx differs from torch by {error:.1e} after {layers} layers: not exported; report this"
+        )
     top = int(found[0, -1].argmax()) if output == "logits" else None
     return {"layers": layers, "output": output, "relative_error": error, "top_token": top}
 

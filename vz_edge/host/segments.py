@@ -48,7 +48,9 @@ def _last_uses(nodes: list[ir.Node], outputs: Sequence[str]) -> dict[str, int]:
 def _pieces(nodes: list[ir.Node]) -> Iterator[tuple[int, int]]:
     start = size_bytes = 0
     for index, node in enumerate(nodes):
-        weights = sum(value.const_value.nbytes for value in node.inputs if value is not None and value.const_value is not None)
+        weights = sum(
+            value.const_value.nbytes for value in node.inputs if value is not None and value.const_value is not None
+        )
         if size_bytes and size_bytes + weights > SEGMENT_BYTES:
             yield start, index
             start = index

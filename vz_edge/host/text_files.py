@@ -31,7 +31,7 @@ def write_tokenizer(folder: Path, out: Path, spec: ModelSpec) -> None:
 
     Raises CheckpointError where there is no tokenizer or another token sits at that id.
     """
-    from tokenizers import AddedToken, Tokenizer
+    from tokenizers import AddedToken
 
     tokenizer = _load_tokenizer(folder)
     if tokenizer.token_to_id(IMAGE_TOKEN) is None and tokenizer.get_vocab_size() == spec.image_token_id:
@@ -102,7 +102,9 @@ def stop_spec(folder: Path, config: dict[str, Any], tokenizer_file: Path, fallba
         else:
             ids.add(token_id)
     if not ids and not strings:
-        raise CheckpointError(f"{folder} does not say which token ends an answer (eos_token_id in generation_config.json)")
+        raise CheckpointError(
+            f"{folder} does not say which token ends an answer (eos_token_id in generation_config.json)"
+        )
     return StopSpec(tuple(sorted(ids)), tuple(strings))
 
 
@@ -117,7 +119,8 @@ def _load_tokenizer(folder: Path) -> Any:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer
     except Exception as error:  # tokenizers raises bare Exception
         raise CheckpointError(
-            f"{folder} has no tokenizer that can be read ({str(error).splitlines()[0]}); expected tokenizer.json or tokenizer.model"
+            f"{folder} has no tokenizer that can be read ({str(error).splitlines()[0]}); expected tokenizer.json "
+            "or tokenizer.model"
         ) from error
 
 

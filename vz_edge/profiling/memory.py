@@ -34,7 +34,9 @@ def bundle_bytes(model: ModelSpec, weights: WeightSpec, target: str) -> dict[str
             + (rotary_cache + 2 * decoder.layers * decoder.hidden_size) * activation
         ),
         "lm_head": round(
-            decoder.vocab_size * decoder.hidden_size * weight_bytes(weights.lm_head_bits, weights.block_size, activation)
+            decoder.vocab_size
+            * decoder.hidden_size
+            * weight_bytes(weights.lm_head_bits, weights.block_size, activation)
         ),
         "embedding": embedding_rows(model) * decoder.hidden_size * 2,
     }
