@@ -47,24 +47,24 @@ def quantize(weight: Weight, quant: QuantConfig) -> Quantized:
     blocks = -(-columns // quant.block_size)
     packed = torch.empty((rows, blocks, quant.block_size * quant.bits // 8), dtype=torch.uint8)
     scales = torch.empty((rows, blocks))
-    zero_points = torch.empty((rows, blocks), dtype=torch.uint8)
+    zero_points = torch.empty((rows, -(-blocks * quant.bits // 8)), dtype=torch.uint8)
     step = max(1, CHUNK_VALUES // columns)
 
     def quantize_rows(start: int) -> None:
         chunk = slice(start, min(start + step, rows))
         values = torch.zeros((chunk.stop - start, blocks * quant.block_size))
         values[:, :columns] = weight.load(chunk)
-        q, scales[chunk], zero_points[chunk] = METHODS[quant.method].quantize(
-            values.view(-1, blocks, quant.block_size), quant.bits
-        )
+        q, scales[chunk], zeros = METHODS[quant.method].quantize(values.view(-1, blocks, quant.block_size), quant.bits)
         packed[chunk] = pack(q, quant.bits)
+        zero_points[chunk] = pack_zero_points(zeros, quant.bits)
 
     threads = torch.get_num_threads()
-    # One chunk a thread: torch's own threading would synchronise after each of the short operations.
+    # A chunk a thread: torch's own threads would wait for each other after every one of the short operations.
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        list(pool.map(quantize_rows, range(0, rows, step)))
+        for _ in pool.map(quantize_rows, range(0, rows, step)):
+            pass
     torch.set_num_threads(threads)
-    return Quantized(packed, scales, pack_zero_points(zero_points, quant.bits))
+    return Quantized(packed, scales, zero_points)
 
 
 def quantized_tensors(
