@@ -23,7 +23,7 @@ from vz_edge.host.families import arrange_tokens
 from vz_edge.host.head_padding import HeadPadding
 from vz_edge.host.segments import run_in_segments
 from vz_edge.host.select.visionzip import select
-from vz_edge.profiling.memory import decoder_linear_elements
+from vz_edge.profiling.memory import decoder_linear_shapes
 
 WHOLE_DECODER_ELEMENTS = 200_000_000  # up to here the whole decoder is compared, beyond it the first layers
 FIRST_LAYERS = 2
@@ -103,7 +103,8 @@ def _compare_decoder(
 ) -> dict[str, Any]:
     model = manifest.model
     embeds = torch.cat([features[:MOST_IMAGE_TOKENS], _prompt_embeds(folder, checkpoint)])[None]
-    whole = decoder_linear_elements(model.decoder) <= WHOLE_DECODER_ELEMENTS
+    elements = sum(outputs * inputs for outputs, inputs in decoder_linear_shapes(model.decoder))
+    whole = elements <= WHOLE_DECODER_ELEMENTS
     layers = model.decoder.layers if whole else min(FIRST_LAYERS, model.decoder.layers)
     expected = reference.decoder_states(checkpoint, model, embeds, layers)
     if layers == model.decoder.layers:

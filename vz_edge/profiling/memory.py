@@ -15,44 +15,44 @@ ACTIVATION_BYTES = {"cpu": 4, "cuda": 2}
 
 def bundle_bytes(model: ModelSpec, weights: WeightSpec, target: str) -> dict[str, int]:
     """Predicted bytes of a bundle's parts on disk: ``vision``, ``decoder``, ``lm_head``, ``embedding``."""
-    activation = ACTIVATION_BYTES[target]
+    activation, block = ACTIVATION_BYTES[target], weights.block_size
     decoder, tower = model.decoder, model.tower
     layers_in_graph = tower.layers + 1 + model.feature_layer
     width, mlp = tower.hidden_size, tower.intermediate_size
-    tower_linear = layers_in_graph * (4 * width * width + 2 * width * mlp)
-    projector_linear = width * decoder.hidden_size + decoder.hidden_size**2
+    vision_linear = 4 * layers_in_graph * [(width, width)] + layers_in_graph * [(mlp, width), (width, mlp)]
+    vision_linear += [(decoder.hidden_size, width), (decoder.hidden_size, decoder.hidden_size)]
     patch_and_position = 3 * tower.patch_size**2 * width + (tower.patches + 1) * width
     vision_small = patch_and_position + layers_in_graph * (9 * width + mlp)
-    rotary_cache = decoder.context_length * decoder.head_dim
+    decoder_small = decoder.context_length * decoder.head_dim + 2 * decoder.layers * decoder.hidden_size
     return {
-        "vision": round(
-            (tower_linear + projector_linear) * weight_bytes(weights.vision_bits, weights.block_size, activation)
-            + vision_small * activation
-        ),
-        "decoder": round(
-            decoder_linear_elements(decoder) * weight_bytes(weights.bits, weights.block_size, activation)
-            + (rotary_cache + 2 * decoder.layers * decoder.hidden_size) * activation
-        ),
-        "lm_head": round(
-            decoder.vocab_size
-            * decoder.hidden_size
-            * weight_bytes(weights.lm_head_bits, weights.block_size, activation)
-        ),
+        "vision": linear_bytes(vision_linear, weights.vision_bits, block, activation) + vision_small * activation,
+        "decoder": linear_bytes(decoder_linear_shapes(decoder), weights.bits, block, activation)
+        + decoder_small * activation,
+        "lm_head": linear_bytes([(decoder.vocab_size, decoder.hidden_size)], weights.lm_head_bits, block, activation),
         "embedding": embedding_rows(model) * decoder.hidden_size * 2,
     }
 
 
-def decoder_linear_elements(decoder: DecoderSpec) -> int:
-    """Weights in the linear layers of all decoder layers, lm_head not counted."""
-    attention = decoder.hidden_size * decoder.head_dim * (2 * decoder.heads + 2 * decoder.kv_heads)
-    return decoder.layers * (attention + 3 * decoder.hidden_size * decoder.intermediate_size)
+def decoder_linear_shapes(decoder: DecoderSpec) -> list[tuple[int, int]]:
+    """(outputs, inputs) of every linear layer of the decoder, lm_head not among them."""
+    hidden, inner = decoder.hidden_size, decoder.intermediate_size
+    queries, keys = decoder.heads * decoder.head_dim, decoder.kv_heads * decoder.head_dim
+    layer = [(queries + 2 * keys, hidden), (hidden, queries), (2 * inner, hidden), (hidden, inner)]
+    return decoder.layers * layer
 
 
-def weight_bytes(bits: int, block_size: int, activation_bytes: int) -> float:
-    """Bytes of one weight: its bits, and its share of the block's scale and zero point."""
+def linear_bytes(shapes: list[tuple[int, int]], bits: int, block_size: int, activation_bytes: int) -> int:
+    """Bytes of linear layers of (outputs, inputs): the weights, and a scale and a zero point a block.
+
+    A row that is no multiple of the block is padded to one; zero points of a row fill whole bytes.
+    """
     if bits == 16:
-        return activation_bytes
-    return bits / 8 + (activation_bytes + bits / 8) / block_size
+        return sum(outputs * inputs for outputs, inputs in shapes) * activation_bytes
+    total = 0
+    for outputs, inputs in shapes:
+        blocks = -(-inputs // block_size)
+        total += outputs * (blocks * (block_size * bits // 8 + activation_bytes) + -(-blocks * bits // 8))
+    return total
 
 
 def embedding_rows(model: ModelSpec) -> int:

@@ -1,0 +1,123 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from vz_edge.bundle import (
+    FORMAT_VERSION,
+    MANIFEST,
+    ImageSpec,
+    Manifest,
+    StopSpec,
+    default_weights,
+    read_manifest,
+    staged_folder,
+    verify_files,
+    write_manifest,
+)
+from vz_edge.errors import BundleError, BundleVersionError, CorruptBundleError, TargetExistsError
+from vz_edge.recipe import load_recipe
+
+
+def ignore(*_: object) -> None:
+    pass
+
+
+def manifest() -> Manifest:
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        created_by="vz-edge test",
+        name="model",
+        checkpoint="owner/model",
+        model=load_recipe("llava-next-13b").model,
+        target="cpu",
+        budget=None,
+        weights=default_weights(4),
+        image=ImageSpec("stock", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
+        stop=StopSpec((2,), ()),
+    )
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    with staged_folder(tmp_path / "bundle", force=False) as staging:
+        (staging / "weights.data").write_bytes(bytes(range(256)) * 10)
+        (staging / "graph.onnx").write_bytes(b"graph")
+        write_manifest(staging, manifest(), ignore)
+    return tmp_path / "bundle"
+
+
+def test_what_was_written_is_what_is_read(bundle: Path) -> None:
+    found = read_manifest(bundle)
+    assert dataclasses.replace(found, files={}) == manifest()
+    assert {name: entry.size_bytes for name, entry in found.files.items()} == {"graph.onnx": 5, "weights.data": 2560}
+    verify_files(bundle, found, ignore)
+    assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
+
+
+def test_a_changed_byte_is_found_by_its_file(bundle: Path) -> None:
+    data = bytearray((bundle / "weights.data").read_bytes())
+    data[100] ^= 1
+    (bundle / "weights.data").write_bytes(data)
+    with pytest.raises(CorruptBundleError, match=r"weights\.data has SHA-256"):
+        verify_files(bundle, read_manifest(bundle), ignore)
+
+
+def test_a_missing_or_shortened_file_is_found_on_reading(bundle: Path) -> None:
+    (bundle / "weights.data").write_bytes(b"short")
+    with pytest.raises(CorruptBundleError, match=r"weights\.data has 5 bytes, the manifest says 2560"):
+        read_manifest(bundle)
+    (bundle / "weights.data").unlink()
+    with pytest.raises(CorruptBundleError, match=r"weights\.data is missing"):
+        read_manifest(bundle)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"name": 1}', '{"format_version": 1, "nam": 2}'])
+def test_a_broken_manifest_is_corrupt(bundle: Path, text: str) -> None:
+    (bundle / MANIFEST).write_text(text)
+    with pytest.raises(CorruptBundleError, match="export the bundle again"):
+        read_manifest(bundle)
+
+
+def test_a_newer_format_is_refused_with_both_versions(bundle: Path) -> None:
+    data = json.loads((bundle / MANIFEST).read_text())
+    data["format_version"] = FORMAT_VERSION + 1
+    (bundle / MANIFEST).write_text(json.dumps(data))
+    with pytest.raises(BundleVersionError, match=f"format {FORMAT_VERSION + 1}.*reads format {FORMAT_VERSION}"):
+        read_manifest(bundle)
+
+
+def test_no_bundle_is_told_from_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="is not a bundle"):
+        read_manifest(tmp_path)
+    with pytest.raises(BundleError, match="does not exist"):
+        read_manifest(tmp_path / "nowhere")
+
+
+def test_an_interrupted_write_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), staged_folder(tmp_path / "bundle", force=False) as staging:
+        (staging / "half").write_bytes(b"half")
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_replacement_keeps_the_old_bundle(bundle: Path) -> None:
+    with pytest.raises(RuntimeError), staged_folder(bundle, force=True):
+        raise RuntimeError
+    verify_files(bundle, read_manifest(bundle), ignore)
+    assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
+
+
+def test_replacing_wants_force_and_a_bundle(bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(TargetExistsError, match="--force"), staged_folder(bundle, force=False):
+        pass
+    with staged_folder(bundle, force=True) as staging:
+        (staging / "new").write_bytes(b"new")
+    assert [path.name for path in bundle.iterdir()] == ["new"]
+    documents = tmp_path / "documents"
+    documents.mkdir()
+    (documents / "thesis.txt").write_text("years of work")
+    with pytest.raises(TargetExistsError, match="not a bundle"), staged_folder(documents, force=True):
+        pass
+    assert (documents / "thesis.txt").exists()
