@@ -42,7 +42,7 @@ def open_session(path: Path, providers: Sequence[str], threads: int | None) -> I
     if providers[0] not in started:
         raise ProviderError(
             f"{providers[0]} is installed but did not start (its driver or CUDA libraries are missing); "
-            f"started: {', '.join(started)}"
+            f"started: {', '.join(started)}; install them, or choose another provider"
         )
     return session
 
