@@ -1,6 +1,5 @@
 """The shape of `vz-demo`, its tokenizer, and the Hugging Face folder it is written to."""
 
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -141,4 +140,5 @@ def write_checkpoint(model: LlavaNextForConditionalGeneration, processor: LlavaN
         processor.save_pretrained(temporary)
         processor.image_processor.save_pretrained(temporary)  # preprocessor_config.json, for older readers
         for path in sorted(Path(temporary).iterdir()):
-            shutil.move(path, folder / path.name)
+            path.chmod(0o644)
+            path.replace(folder / path.name)

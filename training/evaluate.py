@@ -1,4 +1,6 @@
-"""Accuracy of a `vz-demo` checkpoint in torch, fp32, greedy exact match:
+"""Accuracy of a `vz-demo` checkpoint in torch, fp32, greedy exact match.
+
+Use:
 
     python training/evaluate.py export/vz-demo --tokens 577 64 --scenes 200 --check 10
 

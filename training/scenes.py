@@ -94,7 +94,7 @@ def make_plain_scene(rng: np.random.Generator) -> Scene:
     labels = Image.new("L", image.size)
     size = float(rng.uniform(14, 36))
     x, y = rng.uniform(size / 2, 64 - size / 2, 2)
-    item = _draw_shape(rng, image, labels, (x, y), size, 1, SHAPE_NAMES[rng.integers(3)], jitter=0)
+    item = _draw_shape(rng, image, labels, (x, y), size, 1, SHAPE_NAMES[rng.integers(3)], jitter=0, tilt=0)
     return Scene(image, [], (item,), labels)
 
 
@@ -202,7 +202,9 @@ def _place_shape(
     if spot is None:
         return None
     centre = (spot[0] + size / 2, spot[1] + size / 2)
-    return _draw_shape(rng, image, labels, centre, size, index, SHAPE_NAMES[rng.integers(len(SHAPE_NAMES))], jitter=14)
+    return _draw_shape(
+        rng, image, labels, centre, size, index, SHAPE_NAMES[rng.integers(len(SHAPE_NAMES))], jitter=14, tilt=0.25
+    )
 
 
 def _draw_shape(
@@ -214,20 +216,22 @@ def _draw_shape(
     index: int,
     shape: str,
     jitter: int,
+    tilt: float,
 ) -> Item:
-    """Draws the shape inside a circle of diameter `size` (any rotation) on the picture and on the label map."""
+    """Draws the shape inside a circle of diameter `size`, turned by at most `tilt`, on picture and label map."""
     colour = COLOUR_NAMES[rng.integers(len(COLOUR_NAMES))]
     wobble = rng.integers(-jitter, jitter + 1, 3)
     fill = tuple(int(v) for v in (np.array(COLOURS[colour]) + wobble).clip(0, 255))
-    turn, radius = rng.uniform(0, 2 * np.pi), size / 2
+    turn, radius = rng.uniform(-tilt, tilt) - np.pi / 2, size / 2
     if shape == "circle":
         corners = np.linspace(0, 2 * np.pi, 40, endpoint=False)
         reach = np.full(40, radius * rng.uniform(0.8, 1))
     elif shape == "rectangle":
-        half = np.arctan(rng.uniform(0.45, 1))
+        half = np.arctan(rng.uniform(0.4, 1))
+        half = half if rng.random() < 0.5 else np.pi / 2 - half
         corners, reach = np.array([half, np.pi - half, np.pi + half, -half]), np.full(4, radius)
     elif shape == "triangle":
-        corners = np.arange(3) * 2 * np.pi / 3 + rng.uniform(-0.25, 0.25, 3)
+        corners = np.arange(3) * 2 * np.pi / 3 + rng.uniform(-0.15, 0.15, 3)
         reach = np.full(3, radius)
     else:
         corners, reach = np.arange(10) * np.pi / 5, radius * np.tile([1, 0.42], 5)

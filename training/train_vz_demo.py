@@ -1,10 +1,10 @@
-"""Trains `vz-demo` from nothing and writes the checkpoint. One seeded command, three stages, each resumable:
+"""Trains `vz-demo` from nothing and writes the checkpoint. One seeded command, each stage resumable.
 
     torchrun --nproc-per-node 2 training/train_vz_demo.py --work-dir build/vz-demo --out export/vz-demo
 
 1. tower     a CLIP vision tower on generated pictures (tower.py)
 2. language  projector and decoder on the frozen tower, many questions a picture at once (language.py)
-3. write     the fp16 Hugging Face folder (checkpoint.py); also after every 250 steps of stage 2
+3. write     the fp16 Hugging Face folder (checkpoint.py); also after every 100 steps of stage 2
 
 Runs on CUDA where there is one, else on CPU, with one single-threaded worker a core (workers.py).
 Interrupt it and start it again with the same arguments to go on.
@@ -33,7 +33,7 @@ EACH_STEP = {
     "scenes": 4,
     "plain": 2,
 }  # a worker: pictures seen, pictures trained on
-HELD_OUT = 40  # pictures of each source, for the accuracy printed during training
+HELD_OUT = 16  # pictures of each source, for the accuracy printed during training
 FIRST_SCENES, FIRST_PLAIN = 120, 120
 SCENE_CAPACITY = 1500  # a worker; 1.4 MB each
 

@@ -6,7 +6,7 @@ CLS attention. The rest is merged into `contextual` tokens by similarity of keys
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional as nnf
 
 
 def select_tile(
@@ -21,11 +21,11 @@ def select_tile(
     kept = torch.cat([patches.new_zeros(1), patches + 1])
     is_rest = torch.ones(len(hidden), dtype=torch.bool)
     is_rest[kept] = False
-    rest, metric = hidden[is_rest], F.normalize(keys[is_rest].float(), dim=-1)
+    rest, metric = hidden[is_rest], nnf.normalize(keys[is_rest].float(), dim=-1)
     is_target = torch.zeros(len(rest), dtype=torch.bool)
     is_target[torch.arange(contextual) * max(1, len(rest) // contextual)] = True
     nearest = (metric[~is_target] @ metric[is_target].T).argmax(-1)
-    assigned = F.one_hot(nearest, contextual).float()
+    assigned = nnf.one_hot(nearest, contextual).float()
     mean = assigned.T @ rest[~is_target].float() / assigned.sum(0).clamp(min=1)[:, None]
     return patches, hidden[kept], rest[is_target] + mean.to(hidden.dtype)
 
