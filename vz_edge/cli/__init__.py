@@ -41,7 +41,7 @@ class LazyCommands(typer.core.TyperGroup):
 
 
 def one_line_errors(function: Callable[..., None]) -> Callable[..., None]:
-    """Turn this package's errors into one line on stderr and exit status 2; any other is a bug and keeps its traceback."""
+    """Print this package's errors as one line and exit with status 2; any other error is a bug and keeps its traceback."""
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> None:

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from vz_edge.recipe import load_recipe, recipe_names
-
 
 def command(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """List the models that --model knows by name."""
+    from vz_edge.recipe import load_recipe, recipe_names
+
     recipes = [load_recipe(name) for name in recipe_names()]
     if as_json:
         rows = [
