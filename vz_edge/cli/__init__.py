@@ -41,7 +41,10 @@ class LazyCommands(typer.core.TyperGroup):
 
 
 def one_line_errors(function: Callable[..., None]) -> Callable[..., None]:
-    """Print this package's errors as one line and exit with status 2; any other error is a bug and keeps its traceback."""
+    """Print this package's errors as one line and exit with status 2.
+
+    Any other error is a bug and keeps its traceback.
+    """
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> None:

@@ -60,12 +60,18 @@ class _Clip:
     quant: QuantConfig | None
 
     def build(self, pixel_values: ir.Value, layers: int) -> TowerValues:
+        # Rows of all tiles in one matrix: ONNX Runtime then folds the biases into its matrix products.
         width, inner_width = self.spec.hidden_size, self.spec.intermediate_size
-        stream = self.layer_norm(self.embeddings(pixel_values), "pre_layrnorm")
+        rows = self.builder.op(
+            "Reshape", self.embeddings(pixel_values), self.builder.ints(-1, width), name="tower/rows"
+        )
+        stream = self.layer_norm(rows, "pre_layrnorm")
         normed = self.layer_norm(stream, "encoder.layers.0.layer_norm1")
         for index in range(layers):
             layer, following = f"encoder.layers.{index}", f"encoder.layers.{index + 1}"
-            query, key, value = (self.linear(normed, f"{layer}.self_attn.{part}_proj", width, width) for part in "qkv")
+            query, key, value = (
+                self.tiles(self.linear(normed, f"{layer}.self_attn.{part}_proj", width, width)) for part in "qkv"
+            )
             attended = self.attention(query, key, value, f"{layer}.self_attn")
             update, bias = self.linear_without_bias(attended, f"{layer}.self_attn.out_proj", width, width)
             stream, normed = self.add_and_norm(stream, update, bias, f"{layer}.layer_norm2")
@@ -76,9 +82,14 @@ class _Clip:
             if index + 1 < layers:
                 stream, normed = self.add_and_norm(stream, update, bias, f"{following}.layer_norm1")
         biased = self.builder.op("Add", update, bias, name="tower/biased")
-        hidden = self.builder.op("Add", stream, biased, name="tower/hidden")
+        hidden = self.tiles(self.builder.op("Add", stream, biased, name="tower/hidden"))
         first = self.builder.constant(np.array(0, dtype=np.int64), "tower/first")
         return TowerValues(hidden, self.builder.op("Gather", query, first, axis=1, name="tower/cls_query"), key)
+
+    def tiles(self, rows: ir.Value) -> ir.Value:
+        """Rows [t * (1 + p), d] as [t, 1 + p, d]."""
+        shape = self.builder.ints(-1, 1 + self.spec.patches, self.spec.hidden_size)
+        return self.builder.op("Reshape", rows, shape, name="tower/tiles")
 
     def embeddings(self, pixel_values: ir.Value) -> ir.Value:
         """CLS and patch embeddings with their positions, [t, 1 + p, d]."""
@@ -88,15 +99,15 @@ class _Clip:
         planes = op("Conv", pixel_values, kernel, strides=[size, size], name="tower/planes")
         flat = op("Reshape", planes, ints(0, width, spec.patches), name="tower/flat")
         patches = op("Transpose", flat, perm=[0, 2, 1], name="tower/patches")
-        tiles = op("Shape", pixel_values, end=1, name="tower/tiles")
-        cls_shape = op("Concat", tiles, ints(1, 1), axis=0, name="tower/cls_shape")
+        count = op("Shape", pixel_values, end=1, name="tower/count")
+        cls_shape = op("Concat", count, ints(1, 1), axis=0, name="tower/cls_shape")
         cls_rows = op("Expand", self.weight("embeddings.class_embedding", width), cls_shape, name="tower/cls_rows")
         tokens = op("Concat", cls_rows, patches, axis=1, name="tower/tokens")
         position = self.weight("embeddings.position_embedding.weight", 1 + spec.patches, width)
         return op("Add", tokens, position, name="tower/embeddings")
 
     def attention(self, query: ir.Value, key: ir.Value, value: ir.Value, name: str) -> ir.Value:
-        return self.builder.op(
+        attended = self.builder.op(
             "MultiHeadAttention",
             query,
             key,
@@ -105,6 +116,7 @@ class _Clip:
             name=f"{name}.attention",
             num_heads=self.spec.heads,
         )
+        return self.builder.op("Reshape", attended, self.builder.ints(-1, self.spec.hidden_size), name=f"{name}.rows")
 
     def activation(self, x: ir.Value, name: str) -> ir.Value:
         if self.spec.activation == "quick_gelu":

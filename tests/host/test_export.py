@@ -1,0 +1,214 @@
+"""The export as a whole: every layout gives the same bundle, and what cannot be done is refused with nothing left."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from tests.tiny import make_checkpoint
+from vz_edge.budget import TokenBudget
+from vz_edge.bundle import read_manifest, verify_files
+from vz_edge.errors import (
+    BudgetError,
+    CheckpointError,
+    DiskSpaceError,
+    ExportError,
+    MissingTensorError,
+    TensorShapeError,
+)
+from vz_edge.host import export, parity
+from vz_edge.host.export import ExportRequest, plan_export, write_bundle
+
+FILES = {
+    "chat_template.jinja",
+    "decoder.onnx",
+    "decoder.onnx.data",
+    "embedding.data",
+    "embedding.onnx",
+    "genai_config.json",
+    "preprocessor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vision.onnx",
+    "vision.onnx.data",
+    "vz_edge.json",
+}
+
+
+class Recorded:
+    """A progress that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.stages: dict[str, tuple[int, int]] = {}
+        self._open = ""
+
+    def start(self, stage: str, total_bytes: int) -> None:
+        self._open = stage
+        self.stages[stage] = (total_bytes, 0)
+
+    def advance(self, item: str, size_bytes: int) -> None:
+        total, done = self.stages[self._open]
+        self.stages[self._open] = (total, done + size_bytes)
+
+
+def exported(checkpoint: Path, out: Path, **options: Any) -> Path:
+    write_bundle(plan_export(ExportRequest(str(checkpoint), out, **options)), Recorded())
+    return out
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_next"])
+def test_every_layout_gives_the_same_weights(tmp_path: Path, family: Any) -> None:
+    data = {}
+    for layout in ("new", "old", "original"):
+        make_checkpoint(tmp_path / layout, family=family, layout=layout, shards=2)
+        bundle = exported(tmp_path / layout, tmp_path / f"{layout}-bundle", dominant=10, contextual=2)
+        assert {path.name for path in bundle.iterdir()} == FILES
+        names = ("vision.onnx.data", "decoder.onnx.data")
+        data[layout] = [(bundle / name).read_bytes() for name in names]
+    assert data["new"] == data["old"] == data["original"]
+
+
+def test_the_manifest_says_what_was_done(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "checkpoint", family="llava_next", decoder="qwen2")
+    progress = Recorded()
+    request = ExportRequest(str(tmp_path / "checkpoint"), tmp_path / "bundle", bits=8, tokens="90")
+    write_bundle(plan_export(request), progress)
+    manifest = read_manifest(tmp_path / "bundle")
+    verify_files(tmp_path / "bundle", manifest, lambda name, count: None)
+    assert manifest.budget == TokenBudget(15, 3)
+    assert (manifest.weights.bits, manifest.weights.lm_head_bits) == (8, 8)
+    assert manifest.parity["vision"]["max_error"] < 1e-4
+    assert manifest.parity["vision"]["kept_agreement"] == 1.0
+    assert 0 < manifest.parity["decoder"]["relative_error"] < 0.1
+    for stage in ("embedding", "vision", "decoder", "hashes"):
+        total, done = progress.stages[stage]
+        assert total == done > 0, stage
+
+
+def test_quantised_vision_says_what_it_changed(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "checkpoint", family="llava_next")
+    bundle = exported(tmp_path / "checkpoint", tmp_path / "bundle", tokens="90", vision_bits=8)
+    vision = read_manifest(bundle).parity["vision"]
+    assert 0.5 < vision["kept_agreement"] <= 1.0
+    assert 0 < vision["max_error"] < 1
+
+
+def test_fp16_for_cuda_is_close_to_torch_too(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "checkpoint", family="llava_next")
+    bundle = exported(tmp_path / "checkpoint", tmp_path / "bundle", tokens="90", target="cuda", bits=16)
+    parity_record = read_manifest(bundle).parity
+    assert parity_record["vision"]["kept_agreement"] > 0.9
+    assert parity_record["decoder"]["relative_error"] < 0.01
+
+
+def test_only_the_first_layers_of_a_large_decoder_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parity, "WHOLE_DECODER_ELEMENTS", 0)
+    monkeypatch.setattr(parity, "FIRST_LAYERS", 1)
+    make_checkpoint(tmp_path / "checkpoint")
+    record = read_manifest(exported(tmp_path / "checkpoint", tmp_path / "bundle", bits=16)).parity["decoder"]
+    assert record["layers"] == 1 and record["top_token"] is None
+    assert record["relative_error"] < 1e-5
+
+
+def test_a_bundle_that_disagrees_with_torch_is_not_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_checkpoint(tmp_path / "checkpoint")
+    honest = parity.reference.decoder_states
+    monkeypatch.setattr(parity.reference, "decoder_states", lambda *args: -honest(*args))
+    with pytest.raises(ExportError, match="differs from torch"):
+        exported(tmp_path / "checkpoint", tmp_path / "bundle")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_an_interrupted_export_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_checkpoint(tmp_path / "checkpoint")
+
+    def interrupt(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(export, "build_decoder", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        exported(tmp_path / "checkpoint", tmp_path / "bundle")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_disk_space_is_checked_before_a_byte_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_checkpoint(tmp_path / "checkpoint")
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 9, 1000))
+    with pytest.raises(DiskSpaceError, match="GB free"):
+        plan_export(ExportRequest(str(tmp_path / "checkpoint"), tmp_path / "bundle"))
+
+
+def test_a_tensor_of_another_shape_is_named(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    make_checkpoint(checkpoint)
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["text_config"]["intermediate_size"] *= 2
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    with pytest.raises(TensorShapeError, match=r"mlp\.\w+_proj\.weight has shape"):
+        exported(checkpoint, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    make_checkpoint(checkpoint)
+    file = next(checkpoint.glob("*.safetensors"))
+    tensors = {key: value for key, value in safetensors.torch.load_file(file).items() if "lm_head" not in key}
+    safetensors.torch.save_file(tensors, file)
+    with pytest.raises(MissingTensorError, match=r"lm_head\.weight"):
+        exported(checkpoint, tmp_path / "bundle")
+
+
+def test_a_chat_template_of_the_text_model_is_not_taken(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    make_checkpoint(checkpoint)
+    (checkpoint / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] | trim }}{% endfor %}")
+    with pytest.raises(CheckpointError, match=r"chat_template\.jinja"):
+        exported(checkpoint, tmp_path / "bundle")
+
+
+def test_the_image_token_must_be_where_the_config_says(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    make_checkpoint(checkpoint)
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["image_token_index"] = config["image_token_id"] = 7
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="expects 7"):
+        exported(checkpoint, tmp_path / "bundle")
+
+
+def test_the_budget_defaults_to_a_ninth_of_the_tokens(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "checkpoint", family="llava_next")
+    plan = plan_export(ExportRequest(str(tmp_path / "checkpoint"), tmp_path / "bundle"))
+    assert plan.budget is not None
+    assert plan.budget.per_tile == plan.model.tower.patches // 9
+    with pytest.raises(BudgetError, match="nearest"):
+        plan_export(ExportRequest(str(tmp_path / "checkpoint"), tmp_path / "bundle", tokens="7"))
+
+
+def test_segments_give_what_the_whole_file_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime as ort
+
+    from vz_edge.host import segments
+
+    make_checkpoint(tmp_path / "checkpoint")
+    bundle = exported(tmp_path / "checkpoint", tmp_path / "bundle", dominant=10, contextual=2)
+    side = read_manifest(bundle).model.tower.image_size
+    pixels = np.random.default_rng(0).standard_normal((1, 3, side, side)).astype(np.float32)
+    names = ["image_features", "kept"]
+    whole = ort.InferenceSession(str(bundle / "vision.onnx")).run(names, {"pixel_values": pixels})
+    for size in (1, 50_000, 10**9):
+        monkeypatch.setattr(segments, "SEGMENT_BYTES", size)
+        pieces = segments.run_in_segments(bundle / "vision.onnx", {"pixel_values": pixels}, names)
+        torch.testing.assert_close(torch.tensor(pieces[0]), torch.tensor(whole[0]))
+        np.testing.assert_array_equal(pieces[1], whole[1])
+    assert not list(bundle.glob(".*"))

@@ -1,0 +1,44 @@
+from pathlib import Path
+
+import pytest
+
+from vz_edge.errors import CheckpointError, RecipeError
+from vz_edge.host import source
+from vz_edge.recipe import load_recipe
+
+
+def test_a_folder_is_named_after_itself(tmp_path: Path) -> None:
+    found = source.resolve(str(tmp_path))
+    assert (found.name, found.folder, found.recipe) == (tmp_path.name, tmp_path, None)
+
+
+def test_a_recipe_brings_its_checkpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = []
+    monkeypatch.setattr(source, "download", lambda hub_id: asked.append(hub_id) or tmp_path)
+    found = source.resolve("llava-next-13b")
+    assert found.recipe == load_recipe("llava-next-13b")
+    assert found.folder == tmp_path
+    assert asked == ["llava-hf/llava-v1.6-vicuna-13b-hf"]
+    assert source.resolve("someone/their-llava").checkpoint == "someone/their-llava"
+
+
+@pytest.mark.parametrize("model", ["lava-next-13b", "/nowhere", "./nowhere", "a/b/c"])
+def test_what_is_nothing_is_refused_with_the_nearest(model: str) -> None:
+    with pytest.raises(RecipeError, match="nearest recipes"):
+        source.resolve(model)
+
+
+def test_the_tower_may_lie_beside_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {"mm_vision_tower": "openai/clip-vit-large-patch14-336"}
+    monkeypatch.setattr(source, "download", lambda hub_id: Path("downloaded") / hub_id)
+    checkpoint = tmp_path / "llava"
+    assert source.resolve_tower(config, checkpoint) == Path("downloaded/openai/clip-vit-large-patch14-336")
+    (tmp_path / "clip-vit-large-patch14-336").mkdir()
+    assert source.resolve_tower(config, checkpoint) == tmp_path / "clip-vit-large-patch14-336"
+    with pytest.raises(CheckpointError, match="mm_vision_tower"):
+        source.resolve_tower({}, checkpoint)
+
+
+def test_a_checkpoint_without_a_prompt_takes_that_of_its_shape() -> None:
+    model = load_recipe("llava-next-34b").model
+    assert source.matching_recipe(model) == load_recipe("llava-next-34b")
