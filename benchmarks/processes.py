@@ -1,9 +1,9 @@
 """Measuring other processes: peak memory of a command, and rounds interleaved between rivals.
 
-Peak resident memory of a command is the larger of two readings, polled until it ends: the kernel's high-water
-mark of each process of its tree (``VmHWM``, which forgets nothing between two polls), and the sum over the tree
-at one moment. Pages of memory-mapped files count as resident, as they do for a user who looks. ``ru_maxrss`` is
-not used: a process inherits the mark of the one that started it.
+Peak resident memory of a command is the kernel's high-water mark (``VmHWM``, which forgets nothing between two
+polls) of the largest process of its tree. Pages of memory-mapped files count as resident, as they do for a user who
+looks. Readings are not summed over the tree, since a process and its fork share pages, and ``ru_maxrss`` is not used,
+since a process inherits the mark of the one that started it.
 
 Rivals run in a process of their own each, ready before the first round, so that no run pays for loading and
 no library's threads disturb another's. Rounds alternate between them: drift of the machine hits all alike.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -27,15 +28,17 @@ SETTLE_SEC = 0.5  # spinning worker threads of the previous rival go to sleep
 
 @dataclass(frozen=True)
 class Run:
-    """One finished command."""
+    """One finished command. ``cpu_sec`` is processor time, its children's too; it suffers less from neighbours."""
 
     wall_sec: float
+    cpu_sec: float
     peak_bytes: int
 
 
 def run_measured(command: Sequence[str], log: Path) -> Run:
     """Run ``command`` with its output in ``log``; exit with the log's end where it fails."""
     log.parent.mkdir(parents=True, exist_ok=True)
+    cpu_before_sec = _children_cpu_sec()
     start = time.perf_counter()
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
@@ -47,7 +50,12 @@ def run_measured(command: Sequence[str], log: Path) -> Run:
     if process.returncode:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
         raise SystemExit(f"{' '.join(command)} ended with status {process.returncode}:\n{tail}")
-    return Run(wall_sec, peak_bytes)
+    return Run(wall_sec, _children_cpu_sec() - cpu_before_sec, peak_bytes)
+
+
+def _children_cpu_sec() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def memory_bytes(pid: int | str = "self") -> dict[str, int]:
@@ -62,8 +70,7 @@ def memory_bytes(pid: int | str = "self") -> dict[str, int]:
 
 
 def _tree_peak_bytes(pid: int) -> int:
-    readings = [reading for reading in map(memory_bytes, _tree(pid)) if reading]
-    return max(0, *(reading["VmHWM"] for reading in readings), sum(reading["VmRSS"] for reading in readings))
+    return max((memory_bytes(process).get("VmHWM", 0) for process in _tree(pid)), default=0)
 
 
 def _tree(pid: int) -> Iterator[int]:
