@@ -25,7 +25,7 @@ from vz_edge.host.vision_graph import build_vision, reduction
 from vz_edge.recipe import ModelSpec
 
 BUDGET = TokenBudget(9, 3)
-GRIDS = [(2, 1), (1, 2), (3, 1), (1, 3), (2, 2)]  # (columns, rows)
+GRIDS = [(1, 1), (2, 1), (1, 2), (3, 1), (1, 3), (2, 2)]  # (columns, rows)
 
 Run = Callable[..., list[np.ndarray]]
 
