@@ -19,7 +19,7 @@ from vz_edge.host.quant.pack import pack, pack_zero_points
 from vz_edge.host.weight import Weight
 
 METHODS: dict[str, ModuleType] = {"rtn": rtn, "hqq": hqq}
-CHUNK_VALUES = 512 * 1024  # values quantised at a time by a thread: 2 MB of float32, which stay in the cache
+CHUNK_VALUES = 256 * 1024  # values quantised at a time by a thread: 1 MB of float32, which stays in the cache
 
 
 @dataclass(frozen=True)

@@ -29,24 +29,21 @@ def quantize(blocks: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tenso
     scales, zero_points = rtn.block_range(blocks, bits)
     best_scales, best_zero_points = scales, zero_points
     best_errors = torch.full_like(scales, torch.inf)
-    for _ in range(ROUNDS):
-        q = _rounded(blocks, scales, zero_points, bits)
-        centred = q - zero_points.unsqueeze(-1)
-        restored = centred * scales.unsqueeze(-1)
-        residual = blocks - restored
-        errors = residual.square().sum(-1)
+    residual, centred = torch.empty_like(blocks), torch.empty_like(blocks)
+    for _ in range(ROUNDS):  # all in steps, that is, divided by the scale
+        torch.mul(blocks, scales.reciprocal().unsqueeze(-1), out=residual).add_(zero_points.unsqueeze(-1))
+        torch.round(residual, out=centred).clamp_(0, 2**bits - 1)
+        residual.sub_(centred)
+        centred.sub_(zero_points.unsqueeze(-1))
+        errors = torch.linalg.vector_norm(residual, dim=-1) * scales
         better = errors < best_errors
         best_errors = torch.where(better, errors, best_errors)
         best_scales = torch.where(better, scales, best_scales)
         best_zero_points = torch.where(better, zero_points, best_zero_points)
-        limit = (scales * SHRINKAGE_STEPS).unsqueeze(-1)
-        target = restored.add_(residual.clamp_(-limit, limit))  # w - e
-        fitted = (target * centred).sum(-1) / centred.square().sum(-1).clamp_(min=1)
-        scales = torch.where(fitted > 0, fitted, scales)
-        zero_points = (q.mean(-1) - target.mean(-1) / scales).round_().clamp_(0, 2**bits - 1)
+        target = residual.clamp_(-SHRINKAGE_STEPS, SHRINKAGE_STEPS).add_(centred)  # w - e
+        growth = torch.linalg.vecdot(target, centred) / torch.linalg.vecdot(centred, centred).clamp_(min=1)
+        growth.masked_fill_(growth <= 0, 1)
+        shift = centred.mean(-1) - target.mean(-1) / growth
+        scales = scales * growth
+        zero_points = (zero_points + shift).round_().clamp_(0, 2**bits - 1)
     return rtn.apply(blocks, best_scales, best_zero_points, bits), best_scales, best_zero_points.to(torch.uint8)
-
-
-def _rounded(blocks: torch.Tensor, scales: torch.Tensor, zero_points: torch.Tensor, bits: int) -> torch.Tensor:
-    q = blocks * scales.reciprocal().unsqueeze(-1)
-    return q.add_((zero_points + 0.5).unsqueeze(-1)).clamp_(0, 2**bits - 0.5).floor_()
