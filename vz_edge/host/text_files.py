@@ -34,8 +34,11 @@ def write_tokenizer(folder: Path, out: Path, spec: ModelSpec) -> None:
     from tokenizers import AddedToken
 
     tokenizer = _load_tokenizer(folder)
-    if tokenizer.token_to_id(IMAGE_TOKEN) is None and tokenizer.get_vocab_size() == spec.image_token_id:
-        tokenizer.add_special_tokens([AddedToken(IMAGE_TOKEN, special=True, normalized=False)])
+    if tokenizer.token_to_id(IMAGE_TOKEN) is None:
+        # An original LLaVA tokenizer has no image token; ids are given in order, so any gap before it is filled.
+        gap = range(tokenizer.get_vocab_size(), spec.image_token_id)
+        fillers = [AddedToken(f"<unused_{token_id}>", special=True, normalized=False) for token_id in gap]
+        tokenizer.add_special_tokens([*fillers, AddedToken(IMAGE_TOKEN, special=True, normalized=False)])
     if tokenizer.token_to_id(IMAGE_TOKEN) != spec.image_token_id:
         raise CheckpointError(
             f"{folder}: the tokenizer has {IMAGE_TOKEN} at id {tokenizer.token_to_id(IMAGE_TOKEN)}, config.json "
