@@ -12,6 +12,8 @@ token to token. The length of what is valid is told by the attention mask, which
 
 from __future__ import annotations
 
+import math
+import mmap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -120,5 +122,16 @@ class Context:
         shape = (1, decoder.kv_heads, self.capacity, decoder.head_dim)
         if decoder.device == "cuda":
             return [OrtValue.ortvalue_from_shape_and_type(shape, decoder.dtype, "cuda", 0) for _ in decoder.cache_names]
-        cache = np.zeros((len(decoder.cache_names), *shape), dtype=decoder.dtype)
+        cache = _untouched((len(decoder.cache_names), *shape), decoder.dtype)
         return [OrtValue.ortvalue_from_numpy(buffer) for buffer in cache]
+
+
+def _untouched(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Zeros whose small pages become real when they are written.
+
+    numpy asks for huge pages, and a head's first token would then make 2 MB of every head's future real.
+    """
+    pages = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        pages.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(pages, dtype=dtype).reshape(shape)

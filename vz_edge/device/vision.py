@@ -14,7 +14,7 @@ import numpy as np
 
 from vz_edge.bundle import ImageSpec
 from vz_edge.device.image import ImageSource, Tiles, load_image, make_tiles, vanilla_token_order
-from vz_edge.device.runtime import open_session
+from vz_edge.device.runtime import CPU, import_onnxruntime, open_session
 from vz_edge.recipe import ModelSpec
 
 if TYPE_CHECKING:
@@ -46,6 +46,10 @@ class VisionEncoder:
         self._image = image
         self._inputs = {value.name for value in session.get_inputs()}
         self._outputs = [value.name for value in session.get_outputs()]
+        self._run_options = import_onnxruntime().RunOptions()
+        if session.get_providers()[0] == CPU:
+            # A picture's activations are hundreds of MB that the decoder, which runs next, could use.
+            self._run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 
     @classmethod
     def open(
@@ -60,7 +64,8 @@ class VisionEncoder:
 
     def encode(self, tiles: Tiles) -> VisionResult:
         """Run the graph on a picture's tiles."""
-        outputs = dict(zip(self._outputs, self._session.run(self._outputs, self._feeds(tiles)), strict=True))
+        found = self._session.run(self._outputs, self._feeds(tiles), self._run_options)
+        outputs = dict(zip(self._outputs, found, strict=True))
         return VisionResult(outputs["image_features"], outputs.get("kept"), tiles.grid, tiles.original_size)
 
     def _feeds(self, tiles: Tiles) -> dict[str, np.ndarray]:
