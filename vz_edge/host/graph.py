@@ -21,6 +21,7 @@ from vz_edge.host.weight import Weight
 
 OPSET = 20
 MICROSOFT = "com.microsoft"
+TRANSPOSED_ROWS = 128
 EMBEDDED_BYTES = 256  # tensors up to this size are stored in the .onnx file itself
 NUMPY_DTYPES: dict[ir.DataType, np.dtype[Any]] = {
     ir.DataType.FLOAT: np.dtype(np.float32),
@@ -81,13 +82,15 @@ class GraphBuilder:
 
     def weight(self, weight: Weight) -> ir.Value:
         """A weight of the checkpoint in the graph's precision, evaluated when the file is written."""
-        return self._lazy(weight.name, weight.shape, lambda: weight.load())
+        dtype = TORCH_DTYPES[self.precision]
+        return self._lazy(weight.name, weight.shape, lambda: weight.load().to(dtype))
 
     def linear(self, x: ir.Value, weight: Weight, bias: Weight | None, quant: QuantConfig | None) -> ir.Value:
         """``x @ weight.T + bias`` for a weight of shape [out, in]: MatMulNBits if ``quant``, else MatMul."""
         name = weight.name.removesuffix(".weight")
         if quant is None:
-            matrix = self._lazy(f"{name}.transposed", weight.shape[::-1], lambda: weight.load().T)
+            dtype = TORCH_DTYPES[self.precision]
+            matrix = self._lazy(f"{name}.transposed", weight.shape[::-1], lambda: _transposed(weight, dtype))
             y = self.op("MatMul", x, matrix, name=name)
             return y if bias is None else self.op("Add", y, self.weight(bias), name=f"{name}.add_bias")
         out_features, in_features = weight.shape
@@ -133,7 +136,7 @@ class GraphBuilder:
         """An initializer in the graph's precision that is evaluated when the file is written."""
 
         def evaluate() -> ir.TensorProtocol:
-            return ir.tensor(torch.empty(shape, dtype=TORCH_DTYPES[self.precision]).copy_(load()).numpy(), name=name)
+            return ir.tensor(load().contiguous().numpy(), name=name)
 
         return self._initializer(ir.LazyTensor(evaluate, dtype=self.precision, shape=ir.Shape(shape), name=name))
 
@@ -151,3 +154,13 @@ class GraphBuilder:
         self._names[name] = count + 1
         # "." and not "_": the second ints(1) must not get the name of ints(1, 1).
         return name if count == 0 else f"{name}.{count}"
+
+
+def _transposed(weight: Weight, dtype: torch.dtype) -> torch.Tensor:
+    """The weight as [in, out], some rows at a time: several times faster than at once, and with no second copy."""
+    rows, columns = weight.shape
+    matrix = torch.empty((columns, rows), dtype=dtype)
+    for start in range(0, rows, TRANSPOSED_ROWS):
+        chunk = slice(start, min(start + TRANSPOSED_ROWS, rows))
+        matrix[:, chunk] = weight.load(chunk).to(dtype).T.contiguous()
+    return matrix
