@@ -169,10 +169,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """Parse a JSON object of a checkpoint. Raises CheckpointError."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{path.parent} has no {path.name}; expected a folder as save_pretrained makes"
-        ) from error
+    except FileNotFoundError:
+        raise CheckpointError(f"{path.parent} has no {path.name}; expected a checkpoint's folder") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON ({error}); download it again") from error
     if not isinstance(data, dict):
