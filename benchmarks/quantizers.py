@@ -182,7 +182,7 @@ def main() -> None:
         "HQQ gives the same graph as round to nearest, so prefill and decode are measured once for both.",
         "Default: 4 bits in blocks of 128. Blocks of 32 have a fifth less error, but take a fifth more bytes and a "
         "third of the prefill speed; blocks of 256 save 3 % of the bytes. lm_head at 8 bits.",
-        "Default: round to nearest, which keeps up with a disk; HQQ takes 4 to 7 % off the error in ten times the time.",
+        "Default: round to nearest, as fast as a disk; HQQ takes 4 to 7 % off the error at ten times the time.",
     )
     title = f"Quantisers: error, size and speed of a {OUT_FEATURES} x {IN_FEATURES} layer"
     Report("quantizers", title, busy, notes, measure(arguments.rounds)).write(arguments.out)
