@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from tests.tiny import make_checkpoint
+from vz_edge import __version__ as vz_edge_version
 from vz_edge.cli import app
 from vz_edge.recipe import recipe_names
 
@@ -159,6 +160,10 @@ def test_a_process_ends_with_status_2_and_shows_a_traceback_only_when_asked(fold
     assert plain.returncode == 2 and plain.stderr.count("\n") == 1 and plain.stdout == ""
     debug = in_a_process("-m", "vz_edge", "--debug", "verify", str(folder / "nothing"))
     assert debug.returncode != 0 and "Traceback" in debug.stderr and "BundleError" in debug.stderr
+
+
+def test_version_needs_no_command() -> None:
+    assert vz_edge("--version") == Done(0, f"vz-edge {vz_edge_version}\n", "")
 
 
 def test_starting_up_imports_nothing_heavy() -> None:

@@ -62,17 +62,22 @@ def one_line_errors(function: Callable[..., None]) -> Callable[..., None]:
 app = typer.Typer(cls=LazyCommands, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 
-@app.callback()
-def options(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.")] = False,
-) -> None:
-    """Put a vision-language model on an edge device: export it once, then ask it about pictures."""
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         from vz_edge import __version__
 
         print(f"vz-edge {__version__}")
         raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", is_eager=True, callback=_print_version)
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.")] = False,
+) -> None:
+    """Put a vision-language model on an edge device: export it once, then ask it about pictures."""
     if debug:
         os.environ[DEBUG_VARIABLE] = "1"
 

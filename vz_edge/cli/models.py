@@ -29,15 +29,15 @@ def command(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")]
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("name", "checkpoint", "family", "decoder", "visual tokens, all", "default", "presets of the paper")
+    table = Table("name", "checkpoint", "decoder", "all tokens", "default", "presets")
+    table.columns[0].no_wrap = True
     for r in recipes:
-        tower = r.model.tower
+        decoder = r.model.decoder
         table.add_row(
             r.name,
             r.checkpoint,
-            r.model.family,
-            f"{r.model.decoder.type} {r.model.decoder.hidden_size} x {r.model.decoder.layers}",
-            str(r.model.max_tiles * tower.patches),
+            f"{decoder.type} {decoder.hidden_size} x {decoder.layers}",
+            str(r.model.max_tiles * r.model.tower.patches),
             str(r.tokens),
             ", ".join(map(str, r.presets)),
         )

@@ -137,4 +137,5 @@ def _prompt_embeds(folder: Path, checkpoint: Checkpoint) -> torch.Tensor:
     from tokenizers import Tokenizer
 
     ids = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(PARITY_PROMPT).ids
-    return checkpoint.load("language_model.embed_tokens.weight")[torch.tensor(ids)].float()
+    rows = [checkpoint.load("language_model.embed_tokens.weight", slice(token, token + 1)) for token in ids]
+    return torch.cat(rows).float()
