@@ -140,9 +140,11 @@ def right_answers(logits: Tensor, texts: Texts) -> list[bool]:
 class PicturePool:
     """Pictures with tower features, renewed a little at every step; the oldest scenes go first."""
 
-    def __init__(self, tower: CLIPVisionModel, easy_vqa: list, seed: int, scene_capacity: int, device: str) -> None:
+    def __init__(
+        self, tower: CLIPVisionModel, easy_vqa: list, seed: tuple[int, ...], scene_capacity: int, device: str
+    ) -> None:
         self.tower, self.easy_vqa, self.device = tower, easy_vqa, device
-        self.rng = np.random.default_rng((seed, worker()))
+        self.rng = np.random.default_rng((*seed, worker()))
         self.scene_capacity = scene_capacity
         self.order = np.random.default_rng(seed).permutation(len(easy_vqa))[worker() :: worker_count()]
         self.plain: list[Picture] = []
@@ -185,6 +187,12 @@ def draw_budget(rng: np.random.Generator, picture: Picture, all_share: float) ->
     share = all_share if len(picture.hidden) <= 3 else all_share / 3
     some, draw = int(rng.choice([32, 64, 128], p=[0.4, 0.35, 0.25])), rng.random()
     return ALL_TOKENS if draw < share else some
+
+
+def steps_done(folder: Path) -> int:
+    """How far an earlier run came."""
+    path = folder / "language.pt"
+    return torch.load(path, weights_only=True)["step"] if path.exists() else 0
 
 
 def train_language(

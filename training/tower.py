@@ -232,7 +232,7 @@ def train_tower(
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
         pool.rng = np.random.default_rng((seed, worker(), first))
-    pool.renew(0 if first == steps else 100)
+    pool.renew(0 if first >= steps else 100)
     sums: dict[str, list[float]] = {}
     started = time.time()
     for step in range(first, steps):

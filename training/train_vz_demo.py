@@ -15,26 +15,18 @@ from pathlib import Path
 
 import torch
 from checkpoint import build_processor, build_tokenizer, model_config, write_checkpoint
-from language import PicturePool, see_easy_vqa, see_scene, train_language
+from language import PicturePool, see_easy_vqa, see_scene, steps_done, train_language
 from scenes import easy_vqa_train, make_scenes
 from tower import train_tower
 from transformers import LlavaNextForConditionalGeneration
 from workers import start_workers
 
-TOWER_PLAN = [
-    (1000, 48, 12),
-    (350, 20, 18),
-    (600, 12, 24),
-]  # steps, batch over all workers, window side in patches
-LANGUAGE_STEPS = 2000
-EACH_STEP = {
-    "new_scenes": 1,
-    "new_plain": 1,
-    "scenes": 4,
-    "plain": 2,
-}  # a worker: pictures seen, pictures trained on
+TOWER_PLAN = [(1500, 32, 2), (360, 12, 1)]  # steps, tiles a step over all workers, how much smaller the tiles are
+LANGUAGE_STEPS = 560
+# A worker, each step: pictures seen by the tower, pictures trained on.
+EACH_STEP = {"new_scenes": 1, "new_plain": 1, "scenes": 4, "plain": 2}
 HELD_OUT = 16  # pictures of each source, for the accuracy printed during training
-FIRST_SCENES, FIRST_PLAIN = 120, 120
+FIRST_SCENES, FIRST_PLAIN = 40, 60  # a worker, before the first step
 SCENE_CAPACITY = 1500  # a worker; 1.4 MB each
 
 
@@ -59,7 +51,7 @@ def main() -> None:
     model = LlavaNextForConditionalGeneration(model_config()).to(device)
     model.model.vision_tower.load_state_dict(tower.state_dict())
     easy_vqa = easy_vqa_train()
-    pool = PicturePool(tower, easy_vqa[HELD_OUT:], seed + 2, SCENE_CAPACITY, device)
+    pool = PicturePool(tower, easy_vqa[HELD_OUT:], (seed + 2, steps_done(work)), SCENE_CAPACITY, device)
     pool.renew(FIRST_SCENES, FIRST_PLAIN)
     held_out = [see_scene(tower, scene, device, torch.bfloat16) for scene in make_scenes(seed + 3, HELD_OUT)]
     held_out += [see_easy_vqa(tower, entry, device, torch.bfloat16) for entry in easy_vqa[:HELD_OUT]]

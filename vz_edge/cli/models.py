@@ -29,14 +29,12 @@ def command(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")]
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("name", "checkpoint", "decoder", "all tokens", "default", "presets")
-    table.columns[0].no_wrap = True
+    table = Table("name", "checkpoint", "all tokens", "default", "presets")
+    table.columns[0].no_wrap = table.columns[1].no_wrap = True
     for r in recipes:
-        decoder = r.model.decoder
         table.add_row(
             r.name,
             r.checkpoint,
-            f"{decoder.type} {decoder.hidden_size} x {decoder.layers}",
             str(r.model.max_tiles * r.model.tower.patches),
             str(r.tokens),
             ", ".join(map(str, r.presets)),
