@@ -26,17 +26,17 @@ def command(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")]
         ]
         print(json.dumps(rows, indent=2))
         return
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("name", "checkpoint", "all tokens", "default", "presets")
+    table = Table("name", "checkpoint", "tokens", "presets", box=box.SIMPLE_HEAD, pad_edge=False)
     table.columns[0].no_wrap = table.columns[1].no_wrap = True
     for r in recipes:
         table.add_row(
             r.name,
             r.checkpoint,
-            str(r.model.max_tiles * r.model.tower.patches),
-            str(r.tokens),
+            f"{r.tokens} of {r.model.max_tiles * r.model.tower.patches}",
             ", ".join(map(str, r.presets)),
         )
     Console().print(table)
