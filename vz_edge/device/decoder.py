@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vz_edge.device.mapped import MappedWeights
 from vz_edge.device.runtime import CUDA, open_session
 from vz_edge.errors import ContextLengthError, CorruptBundleError
 
@@ -58,7 +59,9 @@ class Decoder:
     @classmethod
     def open(cls, folder: Path, providers: Sequence[str], threads: int | None) -> Decoder:
         """Open the bundle's decoder. Raises CorruptBundleError or ProviderError."""
-        return cls(open_session(folder / "decoder.onnx", providers, threads))
+        session = open_session(folder / "decoder.onnx", providers, threads)
+        MappedWeights(folder / "decoder.onnx.data").release()
+        return cls(session)
 
     @property
     def cache_bytes_per_token(self) -> int:

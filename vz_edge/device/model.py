@@ -131,7 +131,7 @@ class EdgeModel:
         model = manifest.model
         chosen = choose_providers(providers, manifest.target)
         chat = ChatPrompt.load(bundle, model.image_token_id)
-        vision = VisionEncoder.open(bundle, model, manifest.image, chosen, threads)
+        vision = VisionEncoder.open(bundle, manifest, chosen, threads)
         decoder = Decoder.open(bundle, chosen, threads)
         embedding = EmbeddingTable(bundle / "embedding.data", decoder.hidden_size, decoder.dtype)
         context_length = min(model.decoder.context_length, max_context or model.decoder.context_length)

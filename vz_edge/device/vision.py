@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vz_edge.bundle import ImageSpec
+from vz_edge.bundle import ImageSpec, Manifest
 from vz_edge.device.image import ImageSource, Tiles, load_image, make_tiles, vanilla_token_order
+from vz_edge.device.mapped import MappedWeights
 from vz_edge.device.runtime import CPU, import_onnxruntime, open_session
 from vz_edge.recipe import ModelSpec
 
@@ -38,10 +39,11 @@ class VisionResult:
 
 
 class VisionEncoder:
-    """Runs ``vision.onnx``; safe to use from several threads."""
+    """Runs ``vision.onnx``; safe to use from several threads. ``weights`` are what it leaves mapped."""
 
-    def __init__(self, session: InferenceSession, model: ModelSpec, image: ImageSpec) -> None:
+    def __init__(self, session: InferenceSession, weights: MappedWeights, model: ModelSpec, image: ImageSpec) -> None:
         self._session = session
+        self._weights = weights
         self._model = model
         self._image = image
         self._inputs = {value.name for value in session.get_inputs()}
@@ -52,11 +54,13 @@ class VisionEncoder:
             self._run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 
     @classmethod
-    def open(
-        cls, folder: Path, model: ModelSpec, image: ImageSpec, providers: Sequence[str], threads: int | None
-    ) -> VisionEncoder:
+    def open(cls, folder: Path, manifest: Manifest, providers: Sequence[str], threads: int | None) -> VisionEncoder:
         """Open the bundle's vision graph. Raises CorruptBundleError or ProviderError."""
-        return cls(open_session(folder / "vision.onnx", providers, threads), model, image)
+        # Quantised layers must be repacked for the processor; float ones are as fast where they lie.
+        leave_mapped = providers[0] == CPU and manifest.weights.vision_bits == 16
+        session = open_session(folder / "vision.onnx", providers, threads, leave_mapped)
+        weights = MappedWeights(folder / "vision.onnx.data")
+        return cls(session, weights, manifest.model, manifest.image)
 
     def tile(self, source: ImageSource) -> Tiles:
         """Load a picture and tile it for this model. Raises ImageError."""
@@ -65,6 +69,7 @@ class VisionEncoder:
     def encode(self, tiles: Tiles) -> VisionResult:
         """Run the graph on a picture's tiles."""
         found = self._session.run(self._outputs, self._feeds(tiles), self._run_options)
+        self._weights.release()
         outputs = dict(zip(self._outputs, found, strict=True))
         return VisionResult(outputs["image_features"], outputs.get("kept"), tiles.grid, tiles.original_size)
 
