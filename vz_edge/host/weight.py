@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,3 +25,20 @@ class Weight:
     name: str
     shape: tuple[int, ...]
     load: Loader
+
+
+def stacked(name: str, weights: Sequence[Weight]) -> Weight:
+    """Weights that differ only in their number of rows, as one: the first one's rows, then the second one's..."""
+    rows_in_all = sum(weight.shape[0] for weight in weights)
+
+    def load(rows: slice = ALL_ROWS) -> torch.Tensor:
+        start, stop, _ = rows.indices(rows_in_all)
+        pieces, first = [], 0
+        for weight in weights:
+            last = first + weight.shape[0]
+            if start < last and first < stop:
+                pieces.append(weight.load(slice(max(start - first, 0), min(stop, last) - first)))
+            first = last
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    return Weight(name, (rows_in_all, *weights[0].shape[1:]), load)
