@@ -11,9 +11,9 @@ Bind one buffer of [1, kv_heads, capacity, head_dim] as a past and as its presen
 place: the mask's length alone says how much of it counts, so a shorter mask rewinds it.
 
 Every linear layer is one MatMulNBits; those that read the same input (q, k and v; gate and up) are one with the
-rows of all, which changes no number and decodes a tenth faster on two threads. Attention is GroupQueryAttention with the rotation inside; a residual sum
-and the norm after it are one SkipSimplifiedLayerNormalization. The last layer keeps only the last position
-after its attention: nothing else of it reaches the logits.
+rows of all, which changes no number and decodes a tenth faster on two threads. Attention is GroupQueryAttention
+with the rotation inside; a residual sum and the norm after it are one SkipSimplifiedLayerNormalization. The last
+layer keeps only the last position after its attention: nothing else of it reaches the logits.
 
 Architecture: Llama (Touvron et al., 2023). Mistral adds a sliding window, Qwen2 biases on q, k and v.
 """
