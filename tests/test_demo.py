@@ -7,21 +7,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+from easy_vqa import get_test_image_paths, get_test_questions
 
 from vz_edge import EdgeModel
 from vz_edge.device.verify import look_again
 from vz_edge.host.export import ExportRequest, plan_export, write_bundle
 
 PICTURE = Path(__file__).parents[1] / "examples" / "scene.png"
-# What anyone sees in examples/scene.png.
+# What anyone sees in examples/scene.png; the first is the question of `make demo`.
 ANSWERS = {
-    "what color is the star?": "brown",
-    "what color is the rectangle?": "black",
-    "what shape is the green object?": "circle",
-    "is there a green circle?": "yes",
-    "is there a red star?": "no",
-    "how many circles are there?": "1",
+    "what is the color of the rectangle?": "yellow",
+    "what is the yellow shape?": "rectangle",
+    "how many objects are there?": "1",
+    "does the image contain a yellow rectangle?": "yes",
+    "is there a triangle?": "no",
+    "what number is written?": "none",
 }
+EASY_VQA_PICTURES = 40
+LEAST_EASY_VQA_PERCENT = 80  # profiles/reports/demo_accuracy.md has the whole set
 
 
 class Silent:
@@ -37,18 +40,23 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, EdgeModel]:
     return out, EdgeModel.load(out, threads=2)
 
 
-def test_it_sees(demo: tuple[Path, EdgeModel]) -> None:
+def test_it_sees_the_example(demo: tuple[Path, EdgeModel]) -> None:
     _, model = demo
     replies = model.ask_many(PICTURE, list(ANSWERS), max_new_tokens=8)
     assert {question: reply.text.strip() for question, reply in zip(ANSWERS, replies, strict=True)} == ANSWERS
-    assert {reply.image_tokens for reply in replies} == {320}
+    assert len({reply.image_tokens for reply in replies}) == 1
     assert {reply.finish_reason for reply in replies} == {"stop"}
 
 
-def test_the_answer_depends_on_the_picture(demo: tuple[Path, EdgeModel]) -> None:
+def test_it_sees_pictures_that_training_never_saw(demo: tuple[Path, EdgeModel]) -> None:
     _, model = demo
-    blank = np.full((535, 803, 3), 230, dtype=np.uint8)
-    assert model.ask(blank, "is there a green circle?", max_new_tokens=8).text.strip() == "no"
+    questions, answers, numbers = get_test_questions()
+    right = []
+    for number in sorted(set(numbers))[:EASY_VQA_PICTURES]:
+        asked = [(q, a) for q, a, n in zip(questions, answers, numbers, strict=True) if n == number]
+        replies = model.ask_many(get_test_image_paths()[number], [q for q, _ in asked], max_new_tokens=8)
+        right += [reply.text.strip() == answer for reply, (_, answer) in zip(replies, asked, strict=True)]
+    assert 100 * np.mean(right) >= LEAST_EASY_VQA_PERCENT
 
 
 def test_the_exports_picture_looks_the_same_again(demo: tuple[Path, EdgeModel]) -> None:

@@ -17,7 +17,18 @@ import numpy as np
 import torch
 from checkpoint import ANSWER_TEXT, EOS_ID, PREFIX_TEXT, QUESTION_TEXT
 from PIL import Image
-from scenes import EasyVqaEntry, Item, Question, Scene, ask, easy_vqa_kind, make_scene
+from scenes import (
+    EasyVqaEntry,
+    Item,
+    Question,
+    Scene,
+    ask,
+    ask_attributes,
+    easy_vqa_item,
+    easy_vqa_kind,
+    make_scene,
+    picker,
+)
 from tiles import PINPOINTS, TILE_PX, anyres_tiles
 from torch import Tensor, nn
 from torch.nn import functional as nnf
@@ -29,6 +40,9 @@ from workers import average_gradients, worker, worker_count
 
 BUDGETS = {32: (27, 5), 64: (54, 10), 128: (108, 20)}  # tokens a tile: dominant (with CLS), contextual
 ALL_TOKENS = 577
+ONLY_FEW_TOKENS = 0.6  # of the steps
+ALL_SHARE = 0.2
+LEAST_VARIANCE = 0.25  # quieter directions than this are not made as loud as the rest
 
 
 @dataclass(frozen=True)
@@ -48,8 +62,13 @@ class Picture:
         height, width = select_best_resolution(self.size_hw, PINPOINTS)
         return height // TILE_PX, width // TILE_PX
 
-    def renewed(self, rng: np.random.Generator) -> list[Question]:
-        return ask(rng, list(self.items), self.size_hw[::-1]) if self.items else self.questions
+    def renewed(self, rng: np.random.Generator, most: int) -> list[Question]:
+        """At most `most` questions, asked anew."""
+        if self.source == "scenes":
+            questions = ask(rng, list(self.items), self.size_hw[::-1])
+        else:
+            questions = self.questions + (ask_attributes(picker(rng), list(self.items)) if self.items else [])
+        return [questions[n] for n in rng.permutation(len(questions))[:most]]
 
 
 @torch.no_grad()
@@ -72,18 +91,43 @@ def see_scene(tower: CLIPVisionModel, scene: Scene, device: str, dtype: torch.dt
 def see_easy_vqa(tower: CLIPVisionModel, entry: EasyVqaEntry, device: str, dtype: torch.dtype) -> Picture:
     path, pairs = entry
     questions = [(question, answer, easy_vqa_kind(answer)) for question, answer in pairs]
-    return see(tower, Image.open(path).convert("RGB"), device, dtype, source="easy-vqa", questions=questions)
+    item = easy_vqa_item(pairs)
+    fields = {"source": "easy-vqa", "questions": questions, "items": (item,) if item else ()}
+    return see(tower, Image.open(path).convert("RGB"), device, dtype, **fields)
 
 
 def picture_tokens(model: LlavaNextForConditionalGeneration, picture: Picture, budget: int) -> Tensor:
     """Projected tokens of a picture, (tokens, width): VisionZip's choice, or all in transformers' own order."""
     if budget != ALL_TOKENS:
-        chosen = select_picture(picture.hidden, picture.scores, picture.keys, picture.grid, *BUDGETS[budget])
-        return model.model.multi_modal_projector(chosen.float())
+        return model.model.multi_modal_projector(chosen_tokens(picture, budget))
     projected = model.model.multi_modal_projector(picture.hidden[:, 1:].float())
     size = torch.tensor([picture.size_hw])
     packed, _ = model.model.pack_image_features([projected], size, "default", model.model.image_newline)
     return packed[0]
+
+
+def chosen_tokens(picture: Picture, budget: int) -> Tensor:
+    """(tiles * budget, width): VisionZip's tokens of a picture, before the projector."""
+    return select_picture(picture.hidden, picture.scores, picture.keys, picture.grid, *BUDGETS[budget]).float()
+
+
+@torch.no_grad()
+def start_evenly(model: LlavaNextForConditionalGeneration, pictures: list[Picture]) -> None:
+    """Starts the projector as a whitening of the tower's features, and word embeddings at the same size.
+
+    Hidden states of a tower without a final norm have a large mean and a few loud directions (here singular values
+    from 38 down to 0.1). From a usual start the projector keeps about five directions of them, 200 times longer than
+    a word, and the decoder learns to see hardly more than the main colour. Whitened, every direction counts.
+    """
+    seen = torch.cat([chosen_tokens(p, 64) for p in pictures] + [p.hidden[:, 1::9].flatten(0, 1) for p in pictures])
+    mean = seen.mean(0)
+    variances, directions = torch.linalg.eigh((seen - mean).T @ (seen - mean) / len(seen))
+    whiten = directions / (variances.clamp(min=0) + LEAST_VARIANCE).sqrt()
+    first, second = model.model.multi_modal_projector.linear_1, model.model.multi_modal_projector.linear_2
+    first.weight.copy_(nn.init.orthogonal_(torch.empty_like(first.weight)) @ whiten.T)
+    first.bias.copy_(-first.weight @ mean)
+    second.weight.normal_(std=0.01)
+    model.get_input_embeddings().weight.normal_(std=0.06)
 
 
 @dataclass(frozen=True)
@@ -182,10 +226,12 @@ def accuracy(
     return dict(tally)
 
 
-def draw_budget(rng: np.random.Generator, picture: Picture, all_share: float) -> int:
-    """All tokens in `all_share` of the draws (in a third of that for pictures of 4 or 5 tiles), else 32, 64 or 128."""
-    share = all_share if len(picture.hidden) <= 3 else all_share / 3
+def draw_budget(rng: np.random.Generator, picture: Picture, progress: float) -> int:
+    """First only 32 tokens a tile, which is quick; then 32, 64 or 128, and all of them in a part of the draws."""
     some, draw = int(rng.choice([32, 64, 128], p=[0.4, 0.35, 0.25])), rng.random()
+    if progress < ONLY_FEW_TOKENS:
+        return 32
+    share = ALL_SHARE if len(picture.hidden) <= 3 else ALL_SHARE / 3
     return ALL_TOKENS if draw < share else some
 
 
@@ -226,12 +272,13 @@ def train_language(
             warm = min(1.0, (step + 1) / 60)
             group["lr"] = peak_lr * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
         t0 = time.time()
-        pool.renew(each_step["new_scenes"], each_step["new_plain"])
+        if step % each_step["steps_a_renewal"] == 0:
+            pool.renew(each_step["new_scenes"], each_step["new_plain"])
         sums["data_sec"].append(time.time() - t0)
         pictures = pool.draw(each_step["scenes"], each_step["plain"])
         for picture in pictures:
-            budget = draw_budget(rng, picture, all_share=0.05 if progress < 0.55 else 0.25)
-            texts = encode(tokenizer, picture.renewed(rng))
+            budget = draw_budget(rng, picture, progress)
+            texts = encode(tokenizer, picture.renewed(rng, each_step["questions"]))
             with torch.autocast(device, torch.bfloat16):
                 logits = answer_logits(model, tokenizer, picture_tokens(model, picture, budget), texts).float()
                 wanted = texts.target[texts.target != -100].to(device)

@@ -242,11 +242,16 @@ def _draw_shape(
     return Item(shape, colour, (*xy.min(0).tolist(), *xy.max(0).tolist()))
 
 
+def picker(rng: np.random.Generator):
+    """A function that picks one of its options."""
+    return lambda options: options[int(rng.integers(len(options)))]
+
+
 def ask(rng: np.random.Generator, items: list[Item], size: tuple[int, int]) -> list[Question]:
     """About a dozen questions on one picture; yes and no are balanced where that is possible."""
     shapes = [item for item in items if item.colour]
     number = "".join(item.what for item in items if item.colour is None)
-    pick = lambda options: options[int(rng.integers(len(options)))]  # noqa: E731
+    pick = picker(rng)
     questions = _ask_presence(pick, shapes, number)
     by_shape = {name: [item for item in shapes if item.what == name] for name in SHAPE_NAMES}
     by_colour = {name: [item for item in shapes if item.colour == name] for name in COLOUR_NAMES}
@@ -287,20 +292,32 @@ def ask(rng: np.random.Generator, items: list[Item], size: tuple[int, int]) -> l
 
 
 def _ask_presence(pick, shapes: list[Item], number: str) -> list[Question]:
-    pairs = {(item.colour, item.what) for item in shapes}
+    """Pairs of colour and shape (the absent ones share a colour or a shape with something there), then one alone."""
+    pairs = sorted({(item.colour, item.what) for item in shapes})
     absent = [(c, s) for c in COLOUR_NAMES for s in SHAPE_NAMES if (c, s) not in pairs]
     near = [(c, s) for c, s in absent if any(c == p[0] or s == p[1] for p in pairs)]
-    asked = [(pick(sorted(pairs)), "yes"), (pick(near), "no"), (pick(near), "no")] if pairs else [(pick(absent), "no")]
-    if pairs:
-        asked.append((pick(sorted(pairs)), "yes"))
+    asked = [(pick(near), "no"), (pick(near), "no"), (pick(pairs), "yes"), (pick(pairs), "yes")] if pairs else []
     questions = []
     for (colour, shape), answer in asked:
         text = pick(["is there a {} {}?", "do you see a {} {}?", "does the image contain a {} {}?"])
         questions.append((text.format(colour, shape), answer, "presence"))
-    shape = pick(SHAPE_NAMES)
-    answer = "yes" if any(item.what == shape for item in shapes) else "no"
-    questions.append((f"is there a {shape}?", answer, "presence"))
+    questions += ask_attributes(pick, shapes)
     questions.append(("is there a number?", "yes" if number else "no", "presence"))
+    return questions
+
+
+def ask_attributes(pick, shapes: list[Item]) -> list[Question]:
+    """Is there anything of this colour, of this shape? As many yes as no, where that is possible."""
+    questions = []
+    for names, there, noun in (
+        (COLOUR_NAMES, {item.colour for item in shapes}, " shape"),
+        (SHAPE_NAMES[:3], {item.what for item in shapes}, ""),
+    ):
+        for answer in ("yes", "no"):
+            options = [name for name in names if (name in there) == (answer == "yes")]
+            if options:
+                text = pick(["is there a {}{}?", "is a {}{} present?", "does the image contain a {}{}?"])
+                questions.append((text.format(pick(options), noun), answer, "presence"))
     return questions
 
 
@@ -348,6 +365,14 @@ def _by_picture(questions: tuple[list[str], list[str], list[int]], paths: dict[i
     for text, answer, picture in zip(*questions, strict=True):
         asked[picture].append((text, answer))
     return [(Path(paths[picture]), pairs) for picture, pairs in asked.items()]
+
+
+def easy_vqa_item(pairs: list[tuple[str, str]]) -> Item | None:
+    """The one shape in an easy-VQA picture, where its questions and answers give both colour and shape."""
+    words = {word for text, answer in pairs if answer not in ("yes", "no") for word in [answer, *text.split()]}
+    words = {word.strip("?") for word in words}
+    colours, shapes = words & set(COLOUR_NAMES), words & set(SHAPE_NAMES)
+    return Item(shapes.pop(), colours.pop(), (0, 0, 64, 64)) if len(colours) == len(shapes) == 1 else None
 
 
 def easy_vqa_kind(answer: str) -> str:
