@@ -40,9 +40,8 @@ from workers import average_gradients, worker, worker_count
 
 BUDGETS = {32: (27, 5), 64: (54, 10), 128: (108, 20)}  # tokens a tile: dominant (with CLS), contextual
 ALL_TOKENS = 577
-ONLY_FEW_TOKENS = 0.6  # of the steps
+ONLY_FEW_TOKENS = 0.75  # of the steps
 ALL_SHARE = 0.2
-LEAST_VARIANCE = 0.25  # quieter directions than this are not made as loud as the rest
 
 
 @dataclass(frozen=True)
@@ -99,35 +98,12 @@ def see_easy_vqa(tower: CLIPVisionModel, entry: EasyVqaEntry, device: str, dtype
 def picture_tokens(model: LlavaNextForConditionalGeneration, picture: Picture, budget: int) -> Tensor:
     """Projected tokens of a picture, (tokens, width): VisionZip's choice, or all in transformers' own order."""
     if budget != ALL_TOKENS:
-        return model.model.multi_modal_projector(chosen_tokens(picture, budget))
+        chosen = select_picture(picture.hidden, picture.scores, picture.keys, picture.grid, *BUDGETS[budget])
+        return model.model.multi_modal_projector(chosen.float())
     projected = model.model.multi_modal_projector(picture.hidden[:, 1:].float())
     size = torch.tensor([picture.size_hw])
     packed, _ = model.model.pack_image_features([projected], size, "default", model.model.image_newline)
     return packed[0]
-
-
-def chosen_tokens(picture: Picture, budget: int) -> Tensor:
-    """(tiles * budget, width): VisionZip's tokens of a picture, before the projector."""
-    return select_picture(picture.hidden, picture.scores, picture.keys, picture.grid, *BUDGETS[budget]).float()
-
-
-@torch.no_grad()
-def start_evenly(model: LlavaNextForConditionalGeneration, pictures: list[Picture]) -> None:
-    """Starts the projector as a whitening of the tower's features, and word embeddings at the same size.
-
-    Hidden states of a tower without a final norm have a large mean and a few loud directions (here singular values
-    from 38 down to 0.1). From a usual start the projector keeps about five directions of them, 200 times longer than
-    a word, and the decoder learns to see hardly more than the main colour. Whitened, every direction counts.
-    """
-    seen = torch.cat([chosen_tokens(p, 64) for p in pictures] + [p.hidden[:, 1::9].flatten(0, 1) for p in pictures])
-    mean = seen.mean(0)
-    variances, directions = torch.linalg.eigh((seen - mean).T @ (seen - mean) / len(seen))
-    whiten = directions / (variances.clamp(min=0) + LEAST_VARIANCE).sqrt()
-    first, second = model.model.multi_modal_projector.linear_1, model.model.multi_modal_projector.linear_2
-    first.weight.copy_(nn.init.orthogonal_(torch.empty_like(first.weight)) @ whiten.T)
-    first.bias.copy_(-first.weight @ mean)
-    second.weight.normal_(std=0.01)
-    model.get_input_embeddings().weight.normal_(std=0.06)
 
 
 @dataclass(frozen=True)

@@ -15,19 +15,18 @@ from pathlib import Path
 
 import torch
 from checkpoint import build_processor, build_tokenizer, model_config, write_checkpoint
-from language import PicturePool, see_easy_vqa, see_scene, start_evenly, steps_done, train_language
+from language import PicturePool, see_easy_vqa, see_scene, steps_done, train_language
 from scenes import easy_vqa_train, make_scenes
 from tower import train_tower
 from transformers import LlavaNextForConditionalGeneration, LlavaNextProcessor
 from workers import start_workers
 
 TOWER_PLAN = [(1500, 32, 2), (360, 12, 1)]  # steps, tiles a step over all workers, how much smaller the tiles are
-LANGUAGE_STEPS = 1200
+LANGUAGE_STEPS = 2200
 # Of each worker: new pictures a renewal, pictures trained on a step, most questions a picture.
 EACH_STEP = {"steps_a_renewal": 3, "new_scenes": 1, "new_plain": 2, "scenes": 3, "plain": 3, "questions": 12}
-SAMPLES = 24  # pictures that tell how the tower's features are spread
 HELD_OUT = 16  # pictures of each source, for the accuracy printed during training
-FIRST_SCENES, FIRST_PLAIN = 60, 100  # a worker, before the first step
+FIRST_SCENES, FIRST_PLAIN = 100, 300  # a worker, before the first step
 SCENE_CAPACITY = 1500  # a worker; 1.4 MB each
 
 
@@ -53,8 +52,6 @@ def main() -> None:
     processor = build_processor(tokenizer)
     model = LlavaNextForConditionalGeneration(model_config()).to(device)
     model.model.vision_tower.load_state_dict(tower.state_dict())
-    samples = [see_scene(tower, scene, device, torch.float32) for scene in make_scenes(seed + 4, SAMPLES)]
-    start_evenly(model, samples)
     easy_vqa = easy_vqa_train()
     pool = PicturePool(tower, easy_vqa[HELD_OUT:], (seed + 2, steps_done(work)), SCENE_CAPACITY, device)
     pool.renew(FIRST_SCENES, FIRST_PLAIN)
@@ -68,7 +65,7 @@ def main() -> None:
         work,
         seed,
         LANGUAGE_STEPS,
-        1.5e-3,
+        1.2e-3,
         EACH_STEP,
         device,
         on_save=lambda trained: write_checkpoint(trained, processor, arguments.out),
