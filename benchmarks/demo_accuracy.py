@@ -22,7 +22,7 @@ from PIL import Image
 
 from benchmarks.report import REPORTS, Bar, Cell, Report, busy_percent
 from vz_edge import EdgeModel
-from vz_edge.host.export import ExportRequest, plan_export, write_bundle
+from vz_edge.host.export import ExportRequest, SilentProgress, plan_export, write_bundle
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 
@@ -40,20 +40,14 @@ class Pictured(NamedTuple):
     questions: list[tuple[str, str, str]]
 
 
-class Silent:
-    """An export that says nothing (vz_edge.host.export.Progress)."""
-
-    def start(self, stage: str, total_bytes: int) -> None: ...
-
-    def advance(self, item: str, size_bytes: int) -> None: ...
-
-
 def export_all(work: Path) -> None:
     """Write the twelve bundles."""
     for tokens in TOKENS:
         for bits in BITS:
             out = work / f"vz-demo-{tokens}-{bits}"
-            write_bundle(plan_export(ExportRequest("vz-demo", out, bits=bits, tokens=tokens, force=True)), Silent())
+            write_bundle(
+                plan_export(ExportRequest("vz-demo", out, bits=bits, tokens=tokens, force=True)), SilentProgress()
+            )
 
 
 def pictures(easy_vqa: int, scenes: int, part: int, parts: int) -> Iterator[Pictured]:

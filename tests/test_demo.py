@@ -11,7 +11,7 @@ from easy_vqa import get_test_image_paths, get_test_questions
 
 from vz_edge import EdgeModel
 from vz_edge.device.verify import look_again
-from vz_edge.host.export import ExportRequest, plan_export, write_bundle
+from vz_edge.host.export import ExportRequest, SilentProgress, plan_export, write_bundle
 
 PICTURE = Path(__file__).parents[1] / "examples" / "scene.png"
 # What anyone sees in examples/scene.png; the first is the question of `make demo`.
@@ -27,16 +27,10 @@ EASY_VQA_PICTURES = 40
 LEAST_EASY_VQA_PERCENT = 85  # profiles/reports/demo_accuracy.md has the whole set
 
 
-class Silent:
-    def start(self, stage: str, total_bytes: int) -> None: ...
-
-    def advance(self, item: str, size_bytes: int) -> None: ...
-
-
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, EdgeModel]:
     out = tmp_path_factory.mktemp("demo") / "bundle"
-    write_bundle(plan_export(ExportRequest("vz-demo", out, bits=4, tokens="320")), Silent())
+    write_bundle(plan_export(ExportRequest("vz-demo", out, bits=4, tokens="320")), SilentProgress())
     return out, EdgeModel.load(out, threads=2)
 
 

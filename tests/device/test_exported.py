@@ -12,19 +12,13 @@ from tests.golden_cases import CHECKPOINTS, GOLDEN, Case, cases
 from tests.tiny import IMAGE_TOKEN_ID, make_checkpoint
 from vz_edge.device.model import EdgeModel
 from vz_edge.device.verify import look_again
-from vz_edge.host.export import ExportRequest, plan_export, write_bundle
+from vz_edge.host.export import ExportRequest, SilentProgress, plan_export, write_bundle
 
 QUESTION = "What is to the left of the bus?"
 
 
-class Silent:
-    def start(self, stage: str, total_bytes: int) -> None: ...
-
-    def advance(self, item: str, size_bytes: int) -> None: ...
-
-
 def exported(out: Path, checkpoint: Path, **options) -> EdgeModel:
-    write_bundle(plan_export(ExportRequest(str(checkpoint), out=out, bits=16, **options)), Silent())
+    write_bundle(plan_export(ExportRequest(str(checkpoint), out=out, bits=16, **options)), SilentProgress())
     return EdgeModel.load(out, threads=2)
 
 

@@ -138,6 +138,20 @@ def test_a_bundle_that_disagrees_with_torch_is_not_left_behind(tmp_path: Path, m
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
+def test_a_bundle_that_keeps_other_tokens_is_not_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_checkpoint(tmp_path / "checkpoint")
+    honest = parity.reference.tower_states
+
+    def other_scores(*args: Any) -> Any:
+        hidden, scores, keys = honest(*args)
+        return hidden, -scores, keys
+
+    monkeypatch.setattr(parity.reference, "tower_states", other_scores)
+    with pytest.raises(ExportError, match="of the positions that torch keeps"):
+        exported(tmp_path / "checkpoint", tmp_path / "bundle", dominant=10, contextual=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
 def test_an_interrupted_export_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_checkpoint(tmp_path / "checkpoint")
 

@@ -9,14 +9,9 @@ import pytest
 
 from tests.tiny import make_checkpoint
 from vz_edge.bundle import default_weights, read_manifest
-from vz_edge.host.export import ExportRequest, plan_export, write_bundle
+from vz_edge.host.export import ExportRequest, SilentProgress, plan_export, write_bundle
 from vz_edge.profiling.memory import bundle_bytes
 from vz_edge.recipe import load_recipe
-
-
-class Silent:
-    def start(self, stage: str, total_bytes: int) -> None: ...
-    def advance(self, item: str, size_bytes: int) -> None: ...
 
 
 @pytest.mark.parametrize(
@@ -32,7 +27,7 @@ def test_prediction_is_what_is_written(tmp_path: Path, bits: int, vision_bits: i
         target=target,
         tokens="all",
     )
-    write_bundle(plan_export(request), Silent())
+    write_bundle(plan_export(request), SilentProgress())
     manifest = read_manifest(tmp_path / "bundle")
     predicted = bundle_bytes(manifest.model, manifest.weights, target)
     files = {name: entry.size_bytes for name, entry in manifest.files.items()}

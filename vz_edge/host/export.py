@@ -97,6 +97,16 @@ class Progress(Protocol):
         """``size_bytes`` more of the stage are done; ``item`` names the tensor or file."""
 
 
+class SilentProgress:
+    """A Progress that says nothing, for those who export from Python."""
+
+    def start(self, stage: str, total_bytes: int) -> None:
+        """Say nothing."""
+
+    def advance(self, item: str, size_bytes: int) -> None:
+        """Say nothing."""
+
+
 def plan_export(request: ExportRequest) -> ExportPlan:
     """Resolve a request. Raises every error that can be known before the weights are read."""
     source = resolve(request.model)

@@ -28,6 +28,8 @@ from vz_edge.profiling.memory import decoder_linear_shapes
 WHOLE_DECODER_ELEMENTS = 200_000_000  # up to here the whole decoder is compared, beyond it the first layers
 FIRST_LAYERS = 2
 MOST_IMAGE_TOKENS = 320
+# Rounding to 8 bits moves a few kept positions, fp16 fewer; a graph that keeps other ones is broken.
+LEAST_KEPT_AGREEMENT = 0.5
 # Beyond these the bundle does not do what the checkpoint does: a bug, not rounding.
 LARGEST_VISION_ERROR = {8: 0.5, 16: 0.02}
 LARGEST_DECODER_ERROR = {4: 0.8, 8: 0.2, 16: 0.02}
@@ -82,6 +84,10 @@ def _compare_vision(
     if features.shape != reference_features.shape or not np.isfinite(error):
         raise ExportError(
             f"vision.onnx gave features {features.shape}, torch {tuple(reference_features.shape)}: not exported"
+        )
+    if agreement is not None and agreement < LEAST_KEPT_AGREEMENT:
+        raise ExportError(
+            f"vision.onnx keeps {agreement:.0%} of the positions that torch keeps: not exported; report this"
         )
     # A different kept position moves whole rows, so the bound on features holds where the positions agree.
     if agreement in (None, 1.0) and error > LARGEST_VISION_ERROR[manifest.weights.vision_bits]:
