@@ -12,11 +12,12 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from vz_edge.bundle import default_weights
 from vz_edge.host.checkpoint import Checkpoint
 from vz_edge.host.decoder_graph import DecoderQuant, build_decoder
 from vz_edge.host.embedding_graph import write_embedding
 from vz_edge.host.families import spec_from_config
-from vz_edge.host.quant import QuantConfig
+from vz_edge.host.quant import quant_config
 
 
 def export_decoder(folder: Path, out: Path) -> None:
@@ -24,7 +25,8 @@ def export_decoder(folder: Path, out: Path) -> None:
     checkpoint = Checkpoint.open(folder)
     model = spec_from_config(checkpoint.config)
     out.mkdir(parents=True, exist_ok=True)
-    quant = DecoderQuant(linear=QuantConfig(bits=4), lm_head=QuantConfig(bits=8))
+    weights = default_weights(4)
+    quant = DecoderQuant(quant_config(weights.bits, weights), quant_config(weights.lm_head_bits, weights))
     write_embedding(checkpoint, model, ir.DataType.FLOAT, out, lambda *_: None)
     build_decoder(checkpoint, model.decoder, ir.DataType.FLOAT, quant).save(out / "decoder.onnx", lambda *_: None)
 

@@ -36,7 +36,7 @@ from vz_edge.host.families import spec_from_config
 from vz_edge.host.genai_config import genai_config
 from vz_edge.host.graph import GraphBuilder
 from vz_edge.host.parity import check_parity
-from vz_edge.host.quant import QuantConfig
+from vz_edge.host.quant import quant_config
 from vz_edge.host.source import Source, matching_recipe, resolve, resolve_tower
 from vz_edge.host.text_files import stop_spec, write_chat_template, write_preprocessing, write_tokenizer
 from vz_edge.host.vision_graph import build_vision
@@ -180,9 +180,9 @@ def write_bundle(plan: ExportPlan, progress: Progress) -> Manifest:
         precision = PRECISION[plan.target]
         progress.start("embedding", plan.predicted["embedding_bytes"])
         write_embedding(checkpoint, model, precision, staging, progress.advance)
-        vision_quant = _quant(plan.weights.vision_bits, plan.weights)
+        vision_quant = quant_config(plan.weights.vision_bits, plan.weights)
         _save("vision", build_vision(checkpoint, model, plan.budget, precision, vision_quant), staging, progress)
-        linear, lm_head = (_quant(bits, plan.weights) for bits in (plan.weights.bits, plan.weights.lm_head_bits))
+        linear, lm_head = (quant_config(bits, plan.weights) for bits in (plan.weights.bits, plan.weights.lm_head_bits))
         decoder = build_decoder(checkpoint, model.decoder, precision, DecoderQuant(linear=linear, lm_head=lm_head))
         _save("decoder", decoder, staging, progress)
         config = genai_config(model, stop.token_ids, plan.target)
@@ -198,12 +198,6 @@ def _open_checkpoint(folder: Path) -> Checkpoint:
     if checkpoint.has("vision_tower.embeddings.patch_embedding.weight"):
         return checkpoint
     return Checkpoint.open(folder, tower=resolve_tower(checkpoint.config, folder))
-
-
-def _quant(bits: int, weights: WeightSpec) -> QuantConfig | None:
-    if bits == 16:
-        return None
-    return QuantConfig(bits=bits, block_size=weights.block_size, method=weights.quantizer)  # type: ignore[arg-type]
 
 
 def _save(name: str, graph: GraphBuilder, staging: Path, progress: Progress) -> None:

@@ -14,6 +14,7 @@ from typing import Literal
 import onnx_ir as ir
 import torch
 
+from vz_edge.bundle import WeightSpec
 from vz_edge.host.quant import hqq, rtn
 from vz_edge.host.quant.pack import pack, pack_zero_points
 from vz_edge.host.weight import Weight
@@ -30,6 +31,11 @@ class QuantConfig:
     block_size: int = 128
     method: Literal["rtn", "hqq"] = "rtn"
     accuracy_level: int = 4
+
+
+def quant_config(bits: Literal[4, 8, 16], weights: WeightSpec) -> QuantConfig | None:
+    """How a bundle with these ``weights`` quantises its layers of so many bits; None for 16."""
+    return None if bits == 16 else QuantConfig(bits, weights.block_size, weights.quantizer)
 
 
 @dataclass(frozen=True)
