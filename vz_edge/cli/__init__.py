@@ -19,7 +19,7 @@ import typer.main
 
 from vz_edge.errors import VzEdgeError
 
-COMMANDS = ("export", "run", "inspect", "verify", "models")
+COMMANDS = ("export", "run", "inspect", "verify", "models", "doctor")
 DEBUG_VARIABLE = "VZ_EDGE_DEBUG"
 
 
