@@ -6,7 +6,9 @@ is named.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -33,6 +35,8 @@ def open_session(
     file is not a model.
     """
     ort = import_onnxruntime()
+    if providers[0] == CUDA:
+        preload_cuda(ort)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or physical_cores()
     options.inter_op_num_threads = 1
@@ -86,6 +90,16 @@ def import_onnxruntime() -> ModuleType:
             "onnxruntime is not installed; install it with pip install 'vz-edge[cpu]', or 'vz-edge[gpu]' for CUDA"
         ) from error
     return onnxruntime
+
+
+def preload_cuda(ort: ModuleType) -> None:
+    """Load CUDA and cuDNN where pip put them (packages ``nvidia-*``): the system's loader does not look there.
+
+    Libraries that are nowhere are named on stderr; whether the provider starts without them, it says itself.
+    """
+    if hasattr(ort, "preload_dlls"):  # since 1.21
+        with contextlib.redirect_stdout(sys.stderr):
+            ort.preload_dlls()
 
 
 def physical_cores() -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 from vz_edge.device.doctor.matmul import make_matmul
 from vz_edge.device.doctor.process import one_line
-from vz_edge.device.runtime import CPU, CUDA, import_onnxruntime
+from vz_edge.device.runtime import CPU, CUDA, import_onnxruntime, preload_cuda
 
 
 def describe_build() -> dict[str, Any]:
@@ -31,6 +31,8 @@ def try_provider(provider: str) -> dict[str, Any]:
     import numpy as np
 
     ort = import_onnxruntime()
+    if provider == CUDA:
+        preload_cuda(ort)
     # A bundle for CUDA holds fp16 graphs, any other fp32.
     case = make_matmul("float16" if provider == CUDA else "float32")
 
