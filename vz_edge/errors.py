@@ -4,6 +4,7 @@
 
     VzEdgeError
     ├── RecipeError            unknown recipe, or a recipe file that breaks the schema
+    ├── DeviceError            unknown device or runtime, or a profile with an impossible figure
     ├── BudgetError            a token budget that the model cannot give
     ├── CheckpointError        a checkpoint that cannot be read
     │   ├── MissingTensorError     a tensor or shard is not there
@@ -20,6 +21,8 @@
     ├── RequestError           messages, pictures or settings that do not make a question
     ├── ContextLengthError     prompt, picture and answer do not fit the context
     ├── ProviderError          an execution provider that this machine cannot give
+    ├── InsufficientMemoryError  a bundle that does not fit into this machine's memory
+    ├── MeasurementError       a measurement that broke off, or that cannot be compared
     └── DependencyError        an optional package is needed and absent
 
 A message says what was wrong, what was expected and what to do, in one line. The command line prints
@@ -35,6 +38,10 @@ class VzEdgeError(Exception):
 
 class RecipeError(VzEdgeError):
     """A recipe is unknown or breaks the schema."""
+
+
+class DeviceError(VzEdgeError):
+    """A device or runtime is unknown, or its profile has a missing or impossible figure."""
 
 
 class BudgetError(VzEdgeError):
@@ -99,6 +106,14 @@ class ContextLengthError(VzEdgeError):
 
 class ProviderError(VzEdgeError):
     """An execution provider that this machine cannot give."""
+
+
+class InsufficientMemoryError(VzEdgeError):
+    """A bundle that does not fit into this machine's memory."""
+
+
+class MeasurementError(VzEdgeError):
+    """A measurement that broke off, or that cannot be compared with another."""
 
 
 class DependencyError(VzEdgeError):
