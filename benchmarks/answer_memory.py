@@ -21,8 +21,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import bundles
-from benchmarks.processes import memory_bytes
-from benchmarks.report import GB, REPORTS, Bar, Cell, Report, Samples, busy_percent
+from benchmarks.report import GB, REPORTS, Bar, Cell, Report, Samples
+from vz_edge.profiling.environment import busy_percent
+from vz_edge.profiling.process_memory import memory_bytes
 
 SHAPE = "llava-next-13b"
 PEAK_LIMIT_GB = 9.5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from collections.abc import Iterable
@@ -10,6 +11,9 @@ from typing import Literal
 
 from benchmarks.make_checkpoint import Part, make_checkpoint, model_of_shape
 from benchmarks.processes import run_measured
+from vz_edge.bundle import MANIFEST, read_manifest, staged_folder, write_manifest
+from vz_edge.host.export import PRECISION, ExportRequest, plan_export
+from vz_edge.host.vision_graph import build_vision
 
 WORK = Path("build/benchmarks")
 CHUNK_BYTES = 1 << 24
@@ -37,9 +41,27 @@ def export_command(shape: str, target: Target, work: Path) -> list[str]:
 def bundle(shape: str, target: Target, work: Path) -> Path:
     """The bundle of that shape, exported now if it is not there."""
     folder = bundle_folder(shape, target, work)
-    if not (folder / "vz_edge.json").exists():
+    if not (folder / MANIFEST).exists():
         checkpoint_folder(shape, work)
         run_measured(export_command(shape, target, work), work / "logs" / f"{folder.name}.log")
+    return folder
+
+
+def bundle_with_tokens(shape: str, target: Target, work: Path, tokens: str) -> Path:
+    """The same bundle with another token budget: a vision graph of its own, every other file linked to ``bundle``'s."""
+    folder = work / f"{shape}-{target}-{tokens}"
+    if (folder / MANIFEST).exists():
+        return folder
+    base = bundle(shape, target, work)
+    plan = plan_export(ExportRequest(str(work / shape), folder, bits=4, tokens=tokens, target=target))
+    manifest = dataclasses.replace(read_manifest(base), budget=plan.budget, parity={})
+    with staged_folder(folder, force=False) as staging:
+        vision = build_vision(plan.checkpoint, plan.model, plan.budget, PRECISION[target], None)
+        vision.save(staging / "vision.onnx", lambda *_: None)
+        for name in manifest.files:
+            if not name.startswith("vision."):
+                os.link(base / name, staging / name)
+        write_manifest(staging, manifest, lambda *_: None)
     return folder
 
 

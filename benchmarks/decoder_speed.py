@@ -27,9 +27,10 @@ import numpy as np
 from benchmarks import bundles
 from benchmarks.llama_cpp_model import random_ids, write_gguf
 from benchmarks.make_checkpoint import model_of_shape
-from benchmarks.processes import interleave, serve, workers
-from benchmarks.report import REPORTS, Bar, Cell, Report, Samples, busy_percent
+from benchmarks.report import REPORTS, Bar, Cell, Report, Samples
 from vz_edge.bundle import read_manifest
+from vz_edge.profiling.environment import busy_percent
+from vz_edge.profiling.processes import interleave, serve, workers
 
 OURS, GENAI = "vz-edge Decoder, 4 bits", "ONNX Runtime GenAI, same bundle"
 LLAMA, LLAMA_FLASH = "llama.cpp Q4_0", "llama.cpp Q4_0, flash attention"

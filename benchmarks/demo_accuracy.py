@@ -20,9 +20,10 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from benchmarks.report import REPORTS, Bar, Cell, Report, busy_percent
+from benchmarks.report import REPORTS, Bar, Cell, Report
 from vz_edge import EdgeModel
 from vz_edge.host.export import ExportRequest, SilentProgress, plan_export, write_bundle
+from vz_edge.profiling.environment import busy_percent
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 

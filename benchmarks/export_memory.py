@@ -26,7 +26,8 @@ from pathlib import Path
 
 from benchmarks import bundles
 from benchmarks.processes import run_measured
-from benchmarks.report import GB, REPORTS, Bar, Report, Samples, busy_percent
+from benchmarks.report import GB, REPORTS, Bar, Report, Samples
+from vz_edge.profiling.environment import busy_percent
 
 SMALL_SHAPES = ("1b", "tiny")
 PEAK_LIMIT_GB = 2.5

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.processes import serve
+from vz_edge.profiling.processes import serve
 from vz_edge.recipe import DecoderSpec
 
 Q4_0_VALUES, Q4_0_BYTES = 32, 18

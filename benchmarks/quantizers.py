@@ -29,11 +29,12 @@ import onnx_ir as ir
 import onnxruntime as ort
 import torch
 
-from benchmarks.report import REPORTS, Cell, Report, busy_percent
+from benchmarks.report import REPORTS, Cell, Report
 from vz_edge.host.graph import GraphBuilder
 from vz_edge.host.quant import QuantConfig, quantize
 from vz_edge.host.quant.pack import dequantize
 from vz_edge.host.weight import ALL_ROWS, Weight
+from vz_edge.profiling.environment import busy_percent
 
 OUT_FEATURES, IN_FEATURES = 4096, 2048
 PREFILL_TOKENS = 128

@@ -9,24 +9,21 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import importlib.metadata
 import json
 import operator
-import os
-import platform
 import shlex
 import statistics
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from vz_edge.profiling.environment import Environment, environment
+
 REPORTS = Path("profiles/reports")
 PACKAGES = ("torch", "transformers", "onnxruntime", "onnxruntime-genai", "onnx-ir", "llama-cpp-python", "numpy")
 GB = 1e9
-BUSY_WINDOW_SEC = 2.0
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,7 @@ Cell = str | Samples
 class Report:
     """One benchmark's outcome. Each row is a mapping of column to cell; all rows have the same columns.
 
-    ``busy_percent`` is what ``busy_percent()`` said before the first measurement.
+    ``busy_percent`` is what ``vz_edge.profiling.environment.busy_percent`` said before the first measurement.
     """
 
     name: str
@@ -86,21 +83,21 @@ class Report:
     def write(self, folder: Path) -> None:
         """Write ``<name>.json`` and ``<name>.md`` into ``folder`` and print the latter."""
         folder.mkdir(parents=True, exist_ok=True)
-        facts = {"command": command_line(), "date": datetime.date.today().isoformat(), "environment": environment()}
+        machine = environment(PACKAGES)
+        facts = {"command": command_line(), "date": datetime.date.today().isoformat()}
         bars = [dataclasses.asdict(bar) | {"met": bar.met} for bar in self.bars]
-        data = dataclasses.asdict(self) | {"bars": bars} | facts
+        data = dataclasses.asdict(self) | {"bars": bars} | facts | {"environment": dataclasses.asdict(machine)}
         encoded = json.dumps(data, indent=2, ensure_ascii=False)
         (folder / f"{self.name}.json").write_text(encoded + "\n", encoding="utf-8")
-        text = self._markdown(facts["command"], facts["date"])
+        text = self._markdown(machine, facts["command"], facts["date"])
         (folder / f"{self.name}.md").write_text(text, encoding="utf-8")
         print(text, flush=True)
 
-    def _markdown(self, command: str, date: str) -> str:
-        machine = environment()
+    def _markdown(self, machine: Environment, command: str, date: str) -> str:
         columns = list(self.rows[0])
-        versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+        versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
         lines = [f"# {self.title}", "", f"`{command}`, {date}", ""]
-        lines += [f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB of memory; {versions}", ""]
+        lines += [f"{machine.cpu}, {machine.cores} cores, {machine.memory_gb} GB of memory; {versions}", ""]
         lines += [f"Other processes used {self.busy_percent:g} % of the processors when it started.", ""]
         lines += [_row(columns), _row(["---"] * len(columns))]
         lines += [_row([str(row[column]) for column in columns]) for row in self.rows]
@@ -113,52 +110,10 @@ class Report:
         return "\n".join([*lines, "", *(f"- {note}" for note in self.notes), ""])
 
 
-def environment() -> dict:
-    """CPU, cores, memory in GB, operating system and the versions of the packages that matter."""
-    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return {
-        "cpu": _cpu_model(),
-        "cores": os.cpu_count(),
-        "memory_gb": round(memory_bytes / GB, 1),
-        "system": f"{platform.system()} {platform.release()}",
-        "versions": versions,
-    }
-
-
-def busy_percent() -> float:
-    """Share of the processors that something else uses right now, in percent: call it before anything is measured."""
-    before = _cpu_ticks()
-    time.sleep(BUSY_WINDOW_SEC)
-    after = _cpu_ticks()
-    idle, total = (after[part] - before[part] for part in range(2))
-    return round(100 * (1 - idle / total), 1)
-
-
 def command_line() -> str:
     """The command that is running, as a reader would type it."""
     module = Path(sys.argv[0]).stem
     return shlex.join(["python", "-m", f"benchmarks.{module}", *sys.argv[1:]])
-
-
-def _cpu_ticks() -> tuple[int, int]:
-    """Idle and total ticks of all processors since the start."""
-    ticks = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:]]
-    return ticks[3] + ticks[4], sum(ticks[:8])
-
-
-def _cpu_model() -> str:
-    """Name of the processor and the vector extensions that decide the speed of quantised matrix products."""
-    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    fields = dict(line.split("\t: ", 1) for line in text.splitlines() if "\t: " in line)
-    flags = set(fields.get("flags", "").split())
-    known = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8")
-    return " ".join([fields.get("model name", platform.processor()), *(flag for flag in known if flag in flags)])
 
 
 def _digits(value: float) -> str:

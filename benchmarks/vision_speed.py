@@ -28,9 +28,10 @@ import numpy as np
 
 from benchmarks import bundles
 from benchmarks.make_checkpoint import model_of_shape
-from benchmarks.processes import interleave, serve, workers
-from benchmarks.report import REPORTS, Bar, Cell, Report, Samples, busy_percent
+from benchmarks.report import REPORTS, Bar, Cell, Report, Samples
 from vz_edge.budget import TokenBudget
+from vz_edge.profiling.environment import busy_percent
+from vz_edge.profiling.processes import interleave, serve, workers
 from vz_edge.recipe import ModelSpec
 
 OURS, OURS_8_BIT, ALL = "vision.onnx, 64 tokens a tile", "the same, --vision-bits 8", "vision.onnx, --tokens all"

@@ -13,9 +13,16 @@ from PIL import Image
 
 from tests.device import standin
 from vz_edge.bundle import StopSpec
+from vz_edge.device.decoder import Decoder
 from vz_edge.device.model import EdgeModel
 from vz_edge.device.prompt import messages_of
-from vz_edge.errors import ContextLengthError, CorruptBundleError, ImageError, RequestError
+from vz_edge.errors import (
+    ContextLengthError,
+    CorruptBundleError,
+    ImageError,
+    InsufficientMemoryError,
+    RequestError,
+)
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
 OTHER = np.random.default_rng(1).integers(0, 256, (90, 30, 3), dtype=np.uint8)
@@ -196,6 +203,15 @@ def test_a_precision_of_the_other_target_runs_on_the_cpu(tmp_path: Path, model: 
 def test_impossible_sizes_are_refused(bundle: Path, wrong: dict) -> None:
     with pytest.raises(RequestError, match=next(iter(wrong))):
         EdgeModel.load(bundle, **wrong)
+
+
+def test_a_bundle_larger_than_the_memory_is_refused_before_it_is_loaded(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vz_edge.device.model.available_memory_bytes", lambda provider: 1000)
+    monkeypatch.setattr(Decoder, "open", lambda *_: pytest.fail("it was loaded"))
+    with pytest.raises(InsufficientMemoryError, match="vz-edge plan"):
+        EdgeModel.load(bundle)
 
 
 def test_a_damaged_bundle_is_refused(bundle: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import typer.main
 
 from vz_edge.errors import VzEdgeError
 
-COMMANDS = ("export", "run", "inspect", "verify", "models", "doctor")
+COMMANDS = ("export", "run", "inspect", "verify", "models", "devices", "profile", "doctor")
 DEBUG_VARIABLE = "VZ_EDGE_DEBUG"
 
 

@@ -27,6 +27,7 @@ from vz_edge.device.decoder import Context, Decoder
 from vz_edge.device.embedding import EmbeddingTable
 from vz_edge.device.generate import Limits, generate
 from vz_edge.device.image import ImageSource, Tiles, token_count
+from vz_edge.device.memory_check import available_memory_bytes, check_memory, memory_need
 from vz_edge.device.prompt import ChatPrompt, Message, messages_of
 from vz_edge.device.reply import Reply, Stream
 from vz_edge.device.runtime import choose_providers
@@ -120,7 +121,8 @@ class EdgeModel:
 
         ``providers`` are ONNX Runtime's ("cpu", "cuda"...; by default CUDA for a bundle exported for it where the
         machine has it, else the CPU), ``threads`` the physical cores by default; ``max_context`` lowers the model's
-        own context, to bound the memory of a question. Raises BundleError, ProviderError, DependencyError.
+        own context, to bound the memory of a question. Raises BundleError, ProviderError, DependencyError, and
+        InsufficientMemoryError before anything is loaded where the weights alone do not fit.
         """
         started = time.perf_counter()
         for name, value in (("threads", threads), ("max_context", max_context)):
@@ -130,6 +132,7 @@ class EdgeModel:
         manifest = read_manifest(bundle)
         model = manifest.model
         chosen = choose_providers(providers, manifest.target)
+        check_memory([memory_need(bundle, manifest, context_tokens=0)], available_memory_bytes(chosen[0]))
         chat = ChatPrompt.load(bundle, model.image_token_id)
         vision = VisionEncoder.open(bundle, manifest, chosen, threads)
         decoder = Decoder.open(bundle, chosen, threads)

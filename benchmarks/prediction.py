@@ -1,0 +1,162 @@
+"""Predicted beside measured: vz-demo and 1B-, 7B- and 13B-shaped models at 4 bits on this processor.
+
+    python -m benchmarks.cpu_profile         # first: the profile that the predictions come from
+    python -m benchmarks.prediction
+
+Every bundle answers a question about a picture of five tiles in 16 tokens, as ``vz-edge profile`` measures it, next to
+what ``vz-edge plan`` predicts for the profile ``cpu``. Bundles that fit into memory together are measured in
+interleaved rounds; the 13B at 320 tokens and the 7B with all of them always are, because the ratio of their times to
+first token is the claim of the project. llama.cpp reads and writes as many tokens with the same decoder's shape.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks import bundles
+from benchmarks.llama_cpp_model import write_gguf
+from benchmarks.make_checkpoint import model_of_shape
+from benchmarks.report import GB, REPORTS, Bar, Cell, Report, Samples
+from vz_edge.host.export import ExportRequest, SilentProgress, plan_export, write_bundle
+from vz_edge.profiling.beside import with_predictions
+from vz_edge.profiling.devices import load_device
+from vz_edge.profiling.environment import busy_percent
+from vz_edge.profiling.processes import interleave, workers
+from vz_edge.profiling.run import RunOptions, measure, plan_run
+from vz_edge.profiling.run_report import BundleRun
+
+DEMO, SMALL, MIDDLE, LARGE = "vz-demo", "1b", "llava-next-7b", "llava-next-13b"
+PAIR = ((LARGE, "320"), (MIDDLE, "all"))
+GROUPS = (
+    tuple((DEMO, tokens) for tokens in ("all", "640", "320", "160")),
+    tuple((SMALL, tokens) for tokens in ("all", "640", "320", "160")),
+    tuple((MIDDLE, tokens) for tokens in ("640", "320", "160")),
+    PAIR,
+    ((LARGE, "640"),),
+    ((LARGE, "160"),),
+    ((LARGE, "all"),),
+)
+BARRED = tuple((shape, tokens) for shape in (SMALL, MIDDLE, LARGE) for tokens in ("320", "640"))
+ANSWER_TOKENS, RIVAL_PROMPT_TOKENS = 16, 390  # 390: 320 image tokens and this question
+TIME_LIMIT, MEMORY_LIMIT, LEAST_SPEED_UP = 0.20, 0.10, 2.5
+Key = tuple[str, str]
+
+
+def bundle_of(shape: str, tokens: str, work: Path) -> Path:
+    """The bundle of that shape and budget, made if it is not there."""
+    if shape != DEMO:
+        same = tokens == "320"
+        return bundles.bundle(shape, "cpu", work) if same else bundles.bundle_with_tokens(shape, "cpu", work, tokens)
+    folder = work / f"{DEMO}-{tokens}"
+    write_bundle(plan_export(ExportRequest(DEMO, folder, bits=4, tokens=tokens, force=True)), SilentProgress())
+    return folder
+
+
+def measured_groups(work: Path, runs: int, shapes: list[str]) -> Iterator[tuple[Key, BundleRun]]:
+    """Every bundle's measurement with its prediction; small models get more runs, which cost nothing there."""
+    device = load_device("cpu")
+    for group in GROUPS:
+        if not {shape for shape, _ in group} <= set(shapes):
+            continue
+        folders = [bundle_of(shape, tokens, work) for shape, tokens in group]
+        small = all(shape in (DEMO, SMALL) for shape, _ in group)
+        plan = plan_run(folders, RunOptions(runs=max(runs, 5) if small else runs, answer_tokens=ANSWER_TOKENS))
+        report = with_predictions(measure(plan, lambda what: print(what, flush=True)), plan, device)
+        yield from zip(group, report.bundles, strict=True)
+
+
+def llama_cpp(shape: str, work: Path, threads: int, runs: int) -> list[dict]:
+    """llama.cpp's seconds for as many tokens as a 320-token question has."""
+    gguf = work / f"{shape}-q4_0.gguf"
+    write_gguf(gguf, model_of_shape(shape).decoder)
+    command = [sys.executable, "-m", "benchmarks.llama_cpp_model", "--threads", str(threads), str(gguf)]
+    request = {"prompt_tokens": RIVAL_PROMPT_TOKENS, "answer_tokens": ANSWER_TOKENS - 1}
+    with workers({"llama.cpp": command}, threads) as rivals:
+        answers = interleave(rivals, request, runs)["llama.cpp"]
+    gguf.unlink()
+    return answers
+
+
+def row(key: Key, run: BundleRun) -> dict[str, Cell]:
+    """Measured, and in brackets predicted / measured."""
+    assert run.predicted is not None
+    times, predicted = run.times, run.predicted
+
+    def beside(name: str, unit: str, scale: float = 1.0) -> str:
+        value = times[name].median
+        return f"{Samples((value * scale,), unit)} ({predicted.times[name] / value:.2f})"
+
+    peak = run.peak_bytes
+    return {
+        "model": key[0],
+        "tokens": key[1],
+        "image + prompt": f"{run.image_tokens} + {run.prompt_tokens}",
+        "vision": beside("vision_sec", "s"),
+        "prefill": beside("prefill_sec", "s"),
+        "first token": beside("ttft_sec", "s"),
+        "decode": beside("decode_tokens_per_sec", "tokens/s"),
+        "peak memory": f"{Samples((peak / GB,), 'GB')} ({predicted.peak_bytes / peak:.2f})",
+    }
+
+
+def bars(found: dict[Key, BundleRun]) -> list[Bar]:
+    """Farthest predictions among the barred models, and the claim."""
+    barred = [run for key, run in found.items() if key in BARRED and run.predicted is not None]
+    limits = []
+    for what, name in (("prefill", "prefill_sec"), ("decode", "decode_tokens_per_sec")):
+        errors = [abs(run.predicted.times[name] / run.times[name].median - 1) for run in barred]  # type: ignore[union-attr]
+        limits.append(Bar(f"{what}, farthest prediction", 100 * max(errors), "<=", 100 * TIME_LIMIT, "% off"))
+    errors = [abs(run.predicted.peak_bytes / run.peak_bytes - 1) for run in barred]  # type: ignore[union-attr]
+    limits.append(Bar("peak memory, farthest prediction", 100 * max(errors), "<=", 100 * MEMORY_LIMIT, "% off"))
+    large, middle = (found[key].times["ttft_sec"].median for key in PAIR)
+    limits.append(Bar("first token, 7B with all tokens / 13B at 320", middle / large, ">=", LEAST_SPEED_UP, "x"))
+    return limits
+
+
+def main() -> None:
+    """Measure and write the report; a model that fails is a row that says so."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=2, help="of the large models, after a warm-up")
+    parser.add_argument("--shapes", nargs="+", default=[DEMO, SMALL, MIDDLE, LARGE])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--work", type=Path, default=bundles.WORK)
+    parser.add_argument("--reports", type=Path, default=REPORTS)
+    arguments = parser.parse_args()
+    busy = busy_percent()
+    found = dict(measured_groups(arguments.work, arguments.runs, arguments.shapes))
+    rivals = {}
+    for shape in arguments.shapes:
+        if shape != DEMO:
+            rivals[shape] = llama_cpp(shape, arguments.work, arguments.threads, arguments.runs)
+    rows = [row(key, run) for key, run in found.items()]
+    for shape, answers in rivals.items():
+        prefill = Samples(tuple(answer["prefill_sec"] for answer in answers), "s")
+        decode = Samples(tuple((ANSWER_TOKENS - 1) / answer["decode_sec"] for answer in answers), "tokens/s")
+        empty = dict.fromkeys(rows[0], "–")
+        text = {"model": f"{shape}, llama.cpp Q4_0", "image + prompt": str(RIVAL_PROMPT_TOKENS)}
+        rows.append({**empty, **text, "prefill": prefill, "decode": decode})
+    complete = {SMALL, MIDDLE, LARGE} <= set(arguments.shapes)
+    Report(
+        name="prediction",
+        title="Predicted and measured on the CPU: 4 bits, a picture of five tiles, an answer of 16 tokens",
+        busy_percent=busy,
+        notes=[
+            "Measured medians; in brackets predicted / measured, with the profile profiles/cpu.yaml.",
+            "Random weights of the true shapes; the lm_head has 8 bits. Peak memory is VmHWM over all stages.",
+            "llama.cpp: text tokens alone, as many as image and prompt have at 320; no picture is encoded.",
+        ],
+        rows=rows,
+        bars=bars(found) if complete else (),
+        settings={"threads": arguments.threads, "runs": arguments.runs, "answer_tokens": ANSWER_TOKENS},
+    ).write(arguments.reports)
+    for tokens in ("all", "640", "160"):
+        for shape in arguments.shapes:
+            shutil.rmtree(arguments.work / f"{shape}-cpu-{tokens}", ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

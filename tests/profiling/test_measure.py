@@ -1,0 +1,93 @@
+"""One round of the process that is measured, and what is planned before it starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.device import standin
+from vz_edge.bundle import StopSpec
+from vz_edge.device.decoder import Context
+from vz_edge.device.image import tile_count
+from vz_edge.device.model import EdgeModel
+from vz_edge.device.runtime import CPU
+from vz_edge.errors import ContextLengthError, InsufficientMemoryError, RequestError
+from vz_edge.profiling import run
+from vz_edge.profiling.measure import QUESTION, answer
+from vz_edge.profiling.meter import MemoryMeter
+from vz_edge.profiling.run import RunOptions, largest_picture, plan_run
+from vz_edge.recipe import load_recipe, recipe_names
+
+SIZE = (56, 56)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle for which every token is a stop token."""
+    folder = tmp_path_factory.mktemp("measure") / "bundle"
+    standin.write_bundle(folder, stop=StopSpec(tuple(range(standin.VOCAB)), ()))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> EdgeModel:
+    return EdgeModel.load(folder, threads=1)
+
+
+def test_an_answer_has_the_tokens_asked_for_whatever_stops_it(
+    model: EdgeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+    append = Context.append
+    monkeypatch.setattr(Context, "append", lambda self, embeds: steps.append(len(embeds)) or append(self, embeds))
+    measured = answer(model, MemoryMeter(CPU), SIZE, answer_tokens=6)
+    prefill = measured["prompt_tokens"] + measured["image_tokens"]
+    assert steps == [prefill, 1, 1, 1, 1, 1]  # the first of the six tokens is prefill's
+    assert list(measured["memory"]) == ["picture", "prefill", "decode"]
+    assert measured["tiles"] == 5
+
+
+def test_a_round_reads_what_run_reads(model: EdgeModel) -> None:
+    measured = answer(model, MemoryMeter(CPU), SIZE, answer_tokens=2)
+    reply = model.ask(np.zeros((SIZE[1], SIZE[0], 3), dtype=np.uint8), QUESTION, max_new_tokens=2)
+    assert (measured["prompt_tokens"], measured["image_tokens"]) == (reply.prompt_tokens, reply.image_tokens)
+
+
+def test_an_answer_beyond_the_context_is_refused(model: EdgeModel) -> None:
+    with pytest.raises(ContextLengthError, match=f"the context of {standin.CONTEXT}; lower --answer-tokens"):
+        answer(model, MemoryMeter(CPU), SIZE, answer_tokens=standin.CONTEXT)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_the_default_picture_has_all_tiles(name: str) -> None:
+    model = load_recipe(name).model
+    assert tile_count(largest_picture([model]), model) == model.max_tiles
+
+
+def test_the_default_picture_is_that_of_the_model_with_most_tiles() -> None:
+    models = [load_recipe(name).model for name in ("llava-1.5-7b", "llava-next-7b")]
+    assert largest_picture(models) == largest_picture(models[::-1]) == (672, 672)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (RunOptions(runs=0), "--runs 0"),
+        (RunOptions(answer_tokens=1), "--answer-tokens 1"),
+        (RunOptions(threads=0), "--threads 0"),
+    ],
+)
+def test_impossible_options(folder: Path, options: RunOptions, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        plan_run([folder], options)
+
+
+def test_bundles_are_counted_together_before_any_is_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size_bytes = sum((folder / f"{graph}.onnx").stat().st_size for graph in ("vision", "decoder"))
+    monkeypatch.setattr(run, "available_memory_bytes", lambda provider: size_bytes + 10)
+    assert len(plan_run([folder], RunOptions()).bundles) == 1
+    with pytest.raises(InsufficientMemoryError, match="one bundle at a time") as caught:
+        plan_run([folder, folder], RunOptions())
+    assert "\n" not in str(caught.value)

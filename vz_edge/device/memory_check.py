@@ -1,0 +1,84 @@
+"""Whether a bundle can fit into this machine's memory at all, known before anything is loaded.
+
+>>> manifest = read_manifest(folder)
+>>> check_memory([memory_need(folder, manifest, context_tokens=512)], available_memory_bytes("CPUExecutionProvider"))
+
+What is counted is what no run can do without: the weights of both graphs and the KV cache. The token table is mapped
+and a prompt reads a few of its rows; activations and the runtime come on top (``vz-edge plan`` estimates them).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vz_edge.bundle import Manifest
+from vz_edge.device import nvml
+from vz_edge.device.doctor.jetson import l4t_release
+from vz_edge.device.doctor.machine import memory_limit_bytes
+from vz_edge.device.runtime import CPU
+from vz_edge.errors import InsufficientMemoryError
+
+
+@dataclass(frozen=True)
+class MemoryNeed:
+    """The least that a loaded bundle takes while it answers."""
+
+    bundle: str
+    vision_bytes: int
+    decoder_bytes: int
+    cache_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """All parts."""
+        return self.vision_bytes + self.decoder_bytes + self.cache_bytes
+
+
+def memory_need(folder: Path, manifest: Manifest, context_tokens: int) -> MemoryNeed:
+    """What a bundle needs for a context of that many tokens, from its manifest alone."""
+
+    def graph_bytes(graph: str) -> int:
+        return sum(entry.size_bytes for name, entry in manifest.files.items() if name.startswith(graph))
+
+    per_token = manifest.predicted.get("kv_cache_bytes_per_token", 0)
+    return MemoryNeed(str(folder), graph_bytes("vision.onnx"), graph_bytes("decoder.onnx"), context_tokens * per_token)
+
+
+def available_memory_bytes(provider: str, root: Path = Path("/")) -> int | None:
+    """Memory that ``provider`` (ONNX Runtime's full name) can take now; None where the machine does not tell.
+
+    A graphics card's free memory (NVML); on the CPU, and on a Jetson, whose GPU shares it, what the system can give
+    without swapping (MemAvailable, proc(5)), no more than the control group allows.
+    """
+    if provider != CPU and l4t_release(root) is None:
+        return nvml.free_bytes()
+    try:
+        lines = (root / "proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    available = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+    limit = memory_limit_bytes(root)
+    return available if available is None or limit is None else min(available, limit)
+
+
+def check_memory(needs: Sequence[MemoryNeed], available_bytes: int | None) -> None:
+    """Raise InsufficientMemoryError where bundles, loaded together, need more than there is; None: not known."""
+    needed_bytes = sum(need.total_bytes for need in needs)
+    if available_bytes is None or needed_bytes <= available_bytes:
+        return
+    listing = "; ".join(
+        f"{need.bundle} {_gigabytes(need.total_bytes)} (decoder {_gigabytes(need.decoder_bytes)}, vision "
+        f"{_gigabytes(need.vision_bytes)}, KV cache {_gigabytes(need.cache_bytes)})"
+        for need in needs
+    )
+    advice = "one bundle at a time, " if len(needs) > 1 else ""
+    raise InsufficientMemoryError(
+        f"at least {_gigabytes(needed_bytes)} of memory is needed, {_gigabytes(available_bytes)} is available: "
+        f"{listing}; take {advice}a smaller model or fewer bits ('vz-edge plan'), or end other programs"
+    )
+
+
+def _gigabytes(size_bytes: int) -> str:
+    return f"{size_bytes / 1e9:.2f} GB"
