@@ -105,8 +105,41 @@ class PromptSpec:
 
 
 @dataclass(frozen=True)
+class QuantisedAccuracy:
+    """What quantised weights were published to keep at one budget: percent of the vanilla 16-bit model, by bits."""
+
+    tokens: int
+    percent_of_vanilla: dict[str, float]
+    source: str
+
+
+@dataclass(frozen=True)
+class PublishedAccuracy:
+    """What is published of a model's answers, training-free.
+
+    ``vanilla_scores`` are percentages by benchmark with all tokens at 16 bits, of the benchmarks that the source has
+    for every model; ``percent_of_vanilla`` is the source's own average of what is kept, by budget (a total, as in
+    ``presets``).
+    """
+
+    vanilla_scores: dict[str, float]
+    percent_of_vanilla: dict[str, float]
+    source: str
+    quantised: QuantisedAccuracy | None = None
+
+    def score(self, tokens: int | None) -> float | None:
+        """Mean vanilla score times what that budget keeps (None: all tokens); None where nothing is published."""
+        percent = 100.0 if tokens is None else self.percent_of_vanilla.get(str(tokens))
+        mean = sum(self.vanilla_scores.values()) / len(self.vanilla_scores)
+        return None if percent is None else mean * percent / 100
+
+
+@dataclass(frozen=True)
 class Recipe:
-    """One file of ``export/``. ``presets`` are the paper's totals, ``tokens`` the default budget."""
+    """One file of ``export/``. ``presets`` are the paper's totals, ``tokens`` the default budget.
+
+    ``vanilla_7b`` is the recipe of the family's 7B, which a plan compares with.
+    """
 
     name: str
     checkpoint: str
@@ -115,6 +148,8 @@ class Recipe:
     tokens: int
     presets: tuple[int, ...]
     image_mode: Literal["stock", "pad"] = "stock"
+    vanilla_7b: str | None = None
+    published_accuracy: PublishedAccuracy | None = None
 
 
 def data_folder(name: str) -> Path:
@@ -146,4 +181,25 @@ def parse_recipe(path: Path) -> Recipe:
         raise RecipeError(f"{path}: {error}") from error
     if recipe.name != path.stem:
         raise RecipeError(f"{path}: name is '{recipe.name}', expected '{path.stem}' as the file is called")
+    if recipe.published_accuracy:
+        _check_accuracy(path, recipe.published_accuracy, recipe.presets)
     return recipe
+
+
+def _check_accuracy(path: Path, published: PublishedAccuracy, presets: tuple[int, ...]) -> None:
+    key = "published_accuracy"
+    for tokens in published.percent_of_vanilla:
+        if tokens not in map(str, presets):
+            listed = ", ".join(map(str, presets))
+            raise RecipeError(f"{path}: {key}.percent_of_vanilla.{tokens}: expected one of the presets, {listed}")
+    if not published.vanilla_scores:
+        raise RecipeError(f"{path}: {key}.vanilla_scores is empty; expected a percentage a benchmark")
+    figures = {f"vanilla_scores.{name}": (value, 100) for name, value in published.vanilla_scores.items()}
+    # A selection may answer a little better than the model did: 100.6 % is published for one trained with it.
+    figures |= {f"percent_of_vanilla.{name}": (value, 110) for name, value in published.percent_of_vanilla.items()}
+    if published.quantised:
+        percents = published.quantised.percent_of_vanilla
+        figures |= {f"quantised.percent_of_vanilla.{name}": (value, 110) for name, value in percents.items()}
+    for name, (value, highest) in figures.items():
+        if not 0 < value <= highest:
+            raise RecipeError(f"{path}: {key}.{name} is {value:g}; expected a percentage of at most {highest}")

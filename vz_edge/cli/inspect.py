@@ -10,9 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from vz_edge.budget import TokenBudget
+    from vz_edge.bundle import WeightSpec
     from vz_edge.recipe import ModelSpec
 
+# The device whose memory plan is shown unless another is asked for, by target.
+NATURAL_DEVICE = {"cpu": "cpu", "cuda": "agx-orin-64"}
 # Pictures of every common shape, as (width, height) in pixels.
 COMMON_SIZES = (
     (336, 336),
@@ -34,16 +39,20 @@ def command(
         str | None, typer.Option(help="For a recipe: the budget, or 'all'. Default: the recipe's.")
     ] = None,
     target: Annotated[Literal["cpu", "cuda"], typer.Option(help="For a recipe: the target.")] = "cpu",
+    device: Annotated[
+        str | None,
+        typer.Option(help="Memory is planned for this device. Default: cpu, or agx-orin-64 for the target cuda."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show a bundle's parts and budget, or what exporting a recipe would give."""
+    """Show a bundle's parts, budget and memory plan, or what exporting a recipe would give."""
     from vz_edge.errors import RecipeError
     from vz_edge.recipe import recipe_names
 
     if Path(what).is_dir():
-        report = _of_bundle(Path(what))
+        report = _of_bundle(Path(what), device)
     elif what in recipe_names() or "/" not in what:
-        report = _of_recipe(what, int(bits), tokens, target)
+        report = _of_recipe(what, int(bits), tokens, target, device)
     else:
         raise RecipeError(f"{what} is neither a bundle's folder nor a recipe's name ('vz-edge models' lists them)")
     if as_json:
@@ -52,7 +61,7 @@ def command(
         _print(report)
 
 
-def _of_bundle(folder: Path) -> dict[str, Any]:
+def _of_bundle(folder: Path, device: str | None) -> dict[str, Any]:
     from vz_edge.bundle import read_manifest
 
     manifest = read_manifest(folder)
@@ -68,11 +77,14 @@ def _of_bundle(folder: Path) -> dict[str, Any]:
             part: {key: value for key, value in record.items() if not isinstance(value, list)}
             for part, record in manifest.parity.items()
         },
+        "memory_plan": _memory_plan(manifest.model, manifest.weights, manifest.budget, manifest.target, device),
         **_budget_report(manifest.model, manifest.budget),
     }
 
 
-def _of_recipe(name: str, bits: int, tokens: str | None, target: Literal["cpu", "cuda"]) -> dict[str, Any]:
+def _of_recipe(
+    name: str, bits: int, tokens: str | None, target: Literal["cpu", "cuda"], device: str | None
+) -> dict[str, Any]:
     from vz_edge.budget import parse_tokens
     from vz_edge.bundle import default_weights
     from vz_edge.profiling.memory import bundle_bytes, export_peak_rss_bytes, kv_cache_bytes_per_token
@@ -90,7 +102,36 @@ def _of_recipe(name: str, bits: int, tokens: str | None, target: Literal["cpu", 
         "bytes": bundle_bytes(model, weights, target),
         "kv_cache_bytes_per_token": kv_cache_bytes_per_token(model.decoder, target),
         "export_peak_rss_bytes": export_peak_rss_bytes(model),
+        "memory_plan": _memory_plan(model, weights, budget, target, device),
         **_budget_report(model, budget),
+    }
+
+
+def _memory_plan(
+    model: ModelSpec, weights: WeightSpec, budget: TokenBudget | None, target: str, device: str | None
+) -> dict[str, Any]:
+    """What an answer about the picture of the most tiles takes, by stage and part."""
+    from vz_edge.errors import DeviceError
+    from vz_edge.profiling.devices import load_device
+    from vz_edge.profiling.plan import ANSWER_TOKENS, PROMPT_TOKENS
+    from vz_edge.profiling.predict import memory_plan
+    from vz_edge.profiling.question import Question, all_tokens
+
+    board = load_device(device or NATURAL_DEVICE[target])
+    if (board.device_class == "cpu") != (target == "cpu"):
+        kind = "a processor" if target == "cpu" else "a GPU"
+        raise DeviceError(f"{board.name} cannot run what is exported for {target}; give --device {kind}'s profile")
+    tiles = model.max_tiles
+    image_tokens = all_tokens(model, tiles) if budget is None else budget.total(tiles)
+    per_tile = model.tower.patches if budget is None else budget.per_tile
+    question = Question(tiles, image_tokens, per_tile, PROMPT_TOKENS, ANSWER_TOKENS)
+    plan = memory_plan(model, weights, question, board, "onnxruntime", selects=budget is not None)
+    return {
+        "device": board.name,
+        "app_memory_bytes": board.app_memory_bytes.value,
+        "context_tokens": question.context_tokens,
+        "peak_bytes": plan.peak_bytes,
+        "stages": plan.stages,
     }
 
 
@@ -133,6 +174,7 @@ def _print(report: dict[str, Any]) -> None:
     console.print(f"KV cache: {report['kv_cache_bytes_per_token'] / 1e3:.1f} kB a token of context")
     if "export_peak_rss_bytes" in report:
         console.print(f"export: peak memory about {report['export_peak_rss_bytes'] / 1e9:.2f} GB")
+    _print_memory_plan(console, report["memory_plan"])
     pictures = Table("picture", "grid", "tiles", "tokens", "without selection")
     for row in report["pictures"]:
         pictures.add_row(row["size"], row["grid"] or "-", str(row["tiles"]), str(row["tokens"]), str(row["all_tokens"]))
@@ -141,3 +183,24 @@ def _print(report: dict[str, Any]) -> None:
         console.print(
             f"{part} against torch: " + ", ".join(f"{key} {value}" for key, value in record.items()), highlight=False
         )
+
+
+def _print_memory_plan(console: Console, plan: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    stages = plan["stages"]
+    table = Table(f"memory on {plan['device']}, GB", *stages)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for part in dict.fromkeys(part for parts in stages.values() for part in parts):
+        sizes = [parts.get(part) for parts in stages.values()]
+        table.add_row(part, *("-" if size is None else f"{size / 1e9:.2f}" for size in sizes))
+    table.add_row("all", *(f"{sum(parts.values()) / 1e9:.2f}" for parts in stages.values()), style="bold")
+    console.print(table)
+    spare = plan["app_memory_bytes"] - plan["peak_bytes"]
+    left = f"{spare / 1e9:.2f} GB to spare" if spare >= 0 else f"{-spare / 1e9:.2f} GB short"
+    console.print(
+        f"predicted for a picture of the most tiles and a context of {plan['context_tokens']} tokens; "
+        f"an application can have {plan['app_memory_bytes'] / 1e9:.2f} GB there: {left}",
+        highlight=False,
+    )

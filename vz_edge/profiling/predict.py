@@ -81,7 +81,7 @@ def predict(
     efficiency = known.efficiency(device.device_class)
     published = runtime == "transformers"
     target: Literal["cpu", "cuda"] = "cpu" if device.device_class == "cpu" else "cuda"
-    memory = _memory(model, weights, question, device, published, selects=tokens is not None)
+    memory = memory_plan(model, weights, question, device, runtime, selects=tokens is not None)
     # What is read to write a token; on a processor the bundle's bytes, which its bandwidth was measured with.
     read = bundle_bytes(model, weights, target) if target == "cpu" else memory.parts
     decoder_bytes, activation = read["decoder"] + read["lm_head"], ACTIVATION_BYTES[target]
@@ -101,10 +101,11 @@ def predict(
     )
 
 
-def _memory(
-    model: ModelSpec, weights: WeightSpec, question: Question, device: DeviceProfile, published: bool, selects: bool
+def memory_plan(
+    model: ModelSpec, weights: WeightSpec, question: Question, device: DeviceProfile, runtime: str, selects: bool
 ) -> MemoryPlan:
-    if published:
+    """The memory alone. ``selects``: with VisionZip, not all tokens; ``runtime`` is one of RUNTIMES."""
+    if runtime == "transformers":
         return transformers_memory(model, weights, question, selects)
     if device.device_class == "cpu":
         return onnxruntime_cpu_memory(model, weights, question)

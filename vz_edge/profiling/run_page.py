@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
+from vz_edge.profiling.page import render
 from vz_edge.profiling.run_report import STAGES, BundleRun, RunReport
 from vz_edge.profiling.run_table import TIME_LABELS, digits, rows, title
 
@@ -44,16 +44,8 @@ class Chart:
 
 def page(report: RunReport) -> str:
     """The whole page."""
-    import jinja2
-
-    templates = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return templates.get_template(TEMPLATE).render(
+    return render(
+        TEMPLATE,
         report=report,
         rows=rows(report),
         titles=[title(run) for run in report.bundles],
