@@ -1,13 +1,12 @@
 """Trains projector, newline and decoder on frozen tower features, many questions a picture at once.
 
-One sequence is: the prefix "<s>USER: ", the picture's tokens, then all its questions with their answers. A mask lets
-a question see the prefix, the picture and itself only, and its positions restart after the picture, so each
-question is computed exactly as if it were alone; the picture is paid once for about 15 answers.
+One row of a batch is: the prefix "<s>USER: ", a picture's tokens, then all its questions with their answers. A mask
+lets a question see the prefix, the picture and itself only, and its positions restart after the picture, so each
+question is computed exactly as if it were alone; the picture is paid once for about 12 answers.
 
 Token budgets are mixed: 32, 64 or 128 tokens a tile by VisionZip selection, or all tokens in transformers' own order.
 """
 
-import math
 import time
 from collections import defaultdict
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from checkpoint import ANSWER_TEXT, EOS_ID, PREFIX_TEXT, QUESTION_TEXT
+from optimizers import MuonAndAdamW
 from PIL import Image
 from scenes import (
     EasyVqaEntry,
@@ -29,19 +29,25 @@ from scenes import (
     make_scene,
     picker,
 )
-from tiles import PINPOINTS, TILE_PX, anyres_tiles
-from torch import Tensor, nn
+from tiles import GRID, PINPOINTS, TILE_PX, anyres_tiles
+from torch import Tensor
 from torch.nn import functional as nnf
 from tower import keys_and_scores, normalise, tower_features
 from transformers import CLIPVisionModel, LlavaNextForConditionalGeneration, PreTrainedTokenizerFast
 from transformers.image_processing_utils import select_best_resolution
-from visionzip import select_picture
 from workers import average_gradients, worker, worker_count
 
-BUDGETS = {32: (27, 5), 64: (54, 10), 128: (108, 20)}  # tokens a tile: dominant (with CLS), contextual
+from vz_edge.budget import TokenBudget
+from vz_edge.host.families.llava_next import arrange
+from vz_edge.host.select.visionzip import select
+
+BUDGETS = {32: TokenBudget(27, 5), 64: TokenBudget(54, 10), 128: TokenBudget(108, 20)}  # tokens a tile
 ALL_TOKENS = 577
-ONLY_FEW_TOKENS = 0.75  # of the steps
-ALL_SHARE = 0.2
+BATCH = {32: 8, 64: 5, 128: 3, ALL_TOKENS: 1}  # pictures of each source, a step and worker: equally long steps
+ONLY_FEW_TOKENS = 0.6  # of the steps
+MIXED_SHARES = {32: 0.35, 64: 0.25, 128: 0.2, ALL_TOKENS: 0.2}  # of the other steps
+MOST_QUESTIONS = 12  # of a picture in a step
+MASKED = -1e9
 
 
 @dataclass(frozen=True)
@@ -98,7 +104,8 @@ def see_easy_vqa(tower: CLIPVisionModel, entry: EasyVqaEntry, device: str, dtype
 def picture_tokens(model: LlavaNextForConditionalGeneration, picture: Picture, budget: int) -> Tensor:
     """Projected tokens of a picture, (tokens, width): VisionZip's choice, or all in transformers' own order."""
     if budget != ALL_TOKENS:
-        chosen = select_picture(picture.hidden, picture.scores, picture.keys, picture.grid, *BUDGETS[budget])
+        kept, dominant, contextual = select(picture.hidden, picture.scores, picture.keys, BUDGETS[budget])
+        chosen = arrange(torch.cat([dominant, contextual], dim=1), kept, picture.grid[1], GRID)
         return model.model.multi_modal_projector(chosen.float())
     projected = model.model.multi_modal_projector(picture.hidden[:, 1:].float())
     size = torch.tensor([picture.size_hw])
@@ -130,24 +137,41 @@ def encode(tokenizer: PreTrainedTokenizerFast, questions: list[Question]) -> Tex
 
 
 def answer_logits(
-    model: LlavaNextForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, tokens: Tensor, texts: Texts
-) -> Tensor:
-    """Logits at the places of `texts` that predict something, (predictions, vocabulary)."""
-    device = tokens.device
+    model: LlavaNextForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerFast,
+    pictures: list[Tensor],
+    texts: list[Texts],
+) -> list[Tensor]:
+    """For each picture's tokens (tokens, width) the logits where `texts` predicts something, (predictions, vocabulary).
+
+    Rows are padded after the picture and after the text; nothing sees the padding.
+    """
+    device = pictures[0].device
     embed = model.get_input_embeddings()
-    prefix = torch.tensor(tokenizer.encode(PREFIX_TEXT), device=device)
-    start = torch.cat([embed(prefix), tokens])
-    row = torch.cat([start, embed(texts.ids.to(device))])[None]
-    block = torch.cat([torch.full((len(start),), -1), texts.block]).to(device)
-    position = torch.cat([torch.arange(len(start)), len(start) + texts.position]).to(device)
-    order = torch.arange(len(block), device=device)
-    seen = (order[:, None] >= order[None]) & ((block[None] == -1) | (block[:, None] == block[None]))
-    mask = torch.where(seen, 0.0, float("-inf"))[None, None]
+    prefix = embed(torch.tensor(tokenizer.encode(PREFIX_TEXT), device=device))
+    heads = [torch.cat([prefix, picture]) for picture in pictures]
+    head_length, length = max(map(len, heads)), max(map(len, heads)) + max(len(text.ids) for text in texts)
+    row = prefix.new_zeros(len(heads), length, prefix.shape[1])
+    block = torch.full((len(heads), length), -2)  # -1 is prefix and picture, -2 padding
+    position = torch.zeros(len(heads), length, dtype=torch.long)
+    predicts = torch.zeros(len(heads), length, dtype=torch.bool)
+    for n, (head, text) in enumerate(zip(heads, texts, strict=True)):
+        tail = slice(head_length, head_length + len(text.ids))
+        row[n, : len(head)], row[n, tail] = head, embed(text.ids.to(device))
+        block[n, : len(head)], block[n, tail] = -1, text.block
+        position[n, : len(head)], position[n, tail] = torch.arange(len(head)), len(head) + text.position
+        predicts[n, tail] = text.target != -100
+    order = torch.arange(length)
+    same = (block[:, None] == -1) | (block[:, :, None] == block[:, None])
+    seen = (order[:, None] >= order) & same
     output = model.model.language_model(
-        inputs_embeds=row, attention_mask=mask, position_ids=position[None], use_cache=False
+        inputs_embeds=row,
+        attention_mask=torch.where(seen, 0.0, MASKED)[:, None].to(device),
+        position_ids=position.to(device),
+        use_cache=False,
     )
-    asked = torch.cat([torch.full((len(start),), -100), texts.target]) != -100
-    return model.lm_head(output.last_hidden_state[0, asked.to(device)])
+    logits = model.lm_head(output.last_hidden_state[predicts.to(device)])
+    return list(logits.split(predicts.sum(1).tolist()))
 
 
 def right_answers(logits: Tensor, texts: Texts) -> list[bool]:
@@ -155,6 +179,34 @@ def right_answers(logits: Tensor, texts: Texts) -> list[bool]:
     predicted = texts.target != -100
     right = logits.argmax(-1).cpu() == texts.target[predicted]
     return [bool(right[texts.block[predicted] == n].all()) for n in range(int(texts.block[-1]) + 1)]
+
+
+@torch.no_grad()
+def start_from_features(model: LlavaNextForConditionalGeneration, features: Tensor) -> None:
+    """Fresh weights of projector and decoder, at scales at which words and picture tokens can be compared.
+
+    features: (n, width) of the frozen tower. With transformers' own start a word's embedding has length 0.3 and a
+    projected token 60, most of it the same for all tokens: then "is it blue?" takes thousands of steps to learn.
+    Here the projector starts by whitening the features, and everything that enters the decoder has components of
+    variance 1.
+    """
+    projector, decoder = model.model.multi_modal_projector, model.model.language_model
+    decoder.embed_tokens.weight.normal_()
+    model.model.image_newline.normal_()
+    for name, weight in decoder.layers.named_parameters():
+        if weight.ndim == 2:
+            ends_block = name.endswith(("o_proj.weight", "down_proj.weight"))
+            blocks = 2 * len(decoder.layers) if ends_block else 1
+            weight.normal_(std=(weight.shape[1] * blocks) ** -0.5)
+    mean, (variance, axes) = features.mean(0), torch.linalg.eigh(features.T.cov())
+    whiten = axes * (variance + 0.01 * variance.mean()).rsqrt() @ axes.T
+    first, second = projector.linear_1, projector.linear_2
+    first.weight.copy_(torch.randn_like(first.weight) * len(whiten) ** -0.5 @ whiten)
+    first.bias.copy_(-first.weight @ mean)
+    hidden = projector.act(first(features))
+    centre = hidden.mean(0)
+    second.weight.normal_(std=len(whiten) ** -0.5 / float((hidden - centre).std()))
+    second.bias.copy_(-second.weight @ centre)
 
 
 class PicturePool:
@@ -177,11 +229,9 @@ class PicturePool:
         for index in self.order[len(self.plain) : len(self.plain) + plain]:
             self.plain.append(see_easy_vqa(self.tower, self.easy_vqa[index], self.device, torch.bfloat16))
 
-    def draw(self, scenes: int, plain: int) -> list[Picture]:
-        pick = self.rng.integers
-        return [self.scenes[pick(len(self.scenes))] for _ in range(scenes)] + [
-            self.plain[pick(len(self.plain))] for _ in range(plain)
-        ]
+    def draw(self, count: int) -> list[list[Picture]]:
+        """`count` scenes, and as many easy-VQA pictures."""
+        return [[kind[int(self.rng.integers(len(kind)))] for _ in range(count)] for kind in (self.scenes, self.plain)]
 
 
 @torch.no_grad()
@@ -195,20 +245,17 @@ def accuracy(
     tally: dict[tuple[str, str], tuple[int, int]] = defaultdict(lambda: (0, 0))
     for picture in pictures:
         texts = encode(tokenizer, picture.questions)
-        right = right_answers(answer_logits(model, tokenizer, picture_tokens(model, picture, budget), texts), texts)
-        for (_, _, kind), good in zip(picture.questions, right, strict=True):
+        logits = answer_logits(model, tokenizer, [picture_tokens(model, picture, budget)], [texts])
+        for (_, _, kind), good in zip(picture.questions, right_answers(logits[0], texts), strict=True):
             hits, asked = tally[picture.source, kind]
             tally[picture.source, kind] = hits + good, asked + 1
     return dict(tally)
 
 
-def draw_budget(rng: np.random.Generator, picture: Picture, progress: float) -> int:
-    """First only 32 tokens a tile, which is quick; then 32, 64 or 128, and all of them in a part of the draws."""
-    some, draw = int(rng.choice([32, 64, 128], p=[0.4, 0.35, 0.25])), rng.random()
-    if progress < ONLY_FEW_TOKENS:
-        return 32
-    share = ALL_SHARE if len(picture.hidden) <= 3 else ALL_SHARE / 3
-    return ALL_TOKENS if draw < share else some
+def draw_budget(rng: np.random.Generator, progress: float) -> int:
+    """First only 32 tokens a tile, which is quick; then a mix."""
+    mixed = int(rng.choice(list(MIXED_SHARES), p=list(MIXED_SHARES.values())))
+    return 32 if progress < ONLY_FEW_TOKENS else mixed
 
 
 def steps_done(folder: Path) -> int:
@@ -226,15 +273,14 @@ def train_language(
     seed: int,
     steps: int,
     peak_lr: float,
-    each_step: dict[str, int],
     device: str,
     on_save,
 ) -> None:
     """Trains everything but the tower for `steps`; resumes from `folder`/language.pt."""
     model.model.vision_tower.requires_grad_(False)
     rng = np.random.default_rng(seed)  # the same in every worker, so that they draw budgets of equal cost
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=peak_lr, betas=(0.9, 0.95), weight_decay=0.02)
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    optimizer = MuonAndAdamW(named, peak_lr, steps)
     path, first = folder / "language.pt", 0
     if path.exists():
         state = torch.load(path, weights_only=True)
@@ -243,29 +289,24 @@ def train_language(
         first = state["step"]
     started, sums = time.time(), defaultdict(list)
     for step in range(first, steps):
-        progress = step / steps
-        for group in optimizer.param_groups:
-            warm = min(1.0, (step + 1) / 60)
-            group["lr"] = peak_lr * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
         t0 = time.time()
-        if step % each_step["steps_a_renewal"] == 0:
-            pool.renew(each_step["new_scenes"], each_step["new_plain"])
+        pool.renew(scenes=step % 2, plain=2)
         sums["data_sec"].append(time.time() - t0)
-        pictures = pool.draw(each_step["scenes"], each_step["plain"])
-        for picture in pictures:
-            budget = draw_budget(rng, picture, progress)
-            texts = encode(tokenizer, picture.renewed(rng, each_step["questions"]))
+        budget = draw_budget(rng, step / steps)
+        for pictures in pool.draw(BATCH[budget]):
+            texts = [encode(tokenizer, picture.renewed(pool.rng, MOST_QUESTIONS)) for picture in pictures]
             with torch.autocast(device, torch.bfloat16):
-                logits = answer_logits(model, tokenizer, picture_tokens(model, picture, budget), texts).float()
-                wanted = texts.target[texts.target != -100].to(device)
-                loss = nnf.cross_entropy(logits, wanted)
-            (loss / len(pictures)).backward()
-            sums[f"loss_{picture.source}"].append(loss.item())
-            sums[f"right_{picture.source}_{budget}"] += right_answers(logits, texts)
-        average_gradients(parameters)
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+                tokens = [picture_tokens(model, picture, budget) for picture in pictures]
+                logits = answer_logits(model, tokenizer, tokens, texts)
+            wanted = torch.cat([text.target[text.target != -100] for text in texts]).to(device)
+            loss = nnf.cross_entropy(torch.cat(logits).float(), wanted)
+            loss.backward()
+            source = pictures[0].source
+            sums[f"loss_{source}"].append(loss.item())
+            for answered, text in zip(logits, texts, strict=True):
+                sums[f"right_{source}_{budget}"] += right_answers(answered, text)
+        average_gradients(optimizer.parameters)
+        optimizer.step(step)
         sums["step_sec"].append(time.time() - t0)
         if (step + 1) % 25 == 0 and worker() == 0:
             means = " ".join(f"{name} {np.mean(values):.3f}" for name, values in sorted(sums.items()))

@@ -15,19 +15,17 @@ from pathlib import Path
 
 import torch
 from checkpoint import build_processor, build_tokenizer, model_config, write_checkpoint
-from language import PicturePool, see_easy_vqa, see_scene, steps_done, train_language
+from language import PicturePool, see_easy_vqa, see_scene, start_from_features, steps_done, train_language
 from scenes import easy_vqa_train, make_scenes
 from tower import train_tower
 from transformers import LlavaNextForConditionalGeneration, LlavaNextProcessor
 from workers import start_workers
 
-TOWER_PLAN = [(1500, 32, 2), (360, 12, 1)]  # steps, tiles a step over all workers, how much smaller the tiles are
-LANGUAGE_STEPS = 2200
-# Of each worker: new pictures a renewal, pictures trained on a step, most questions a picture.
-EACH_STEP = {"steps_a_renewal": 3, "new_scenes": 1, "new_plain": 2, "scenes": 3, "plain": 3, "questions": 12}
+TOWER_PLAN = [(1200, 32, 2), (360, 16, 1)]  # steps, tiles a step over all workers, how much smaller the tiles are
+LANGUAGE_STEPS = 1500
 HELD_OUT = 16  # pictures of each source, for the accuracy printed during training
-FIRST_SCENES, FIRST_PLAIN = 100, 300  # a worker, before the first step
-SCENE_CAPACITY = 1500  # a worker; 1.4 MB each
+FIRST_SCENES, FIRST_PLAIN = 250, 300  # a worker, before the first step
+SCENE_CAPACITY = 1200  # a worker; 1.4 MB each
 
 
 def main() -> None:
@@ -53,10 +51,11 @@ def main() -> None:
     model = LlavaNextForConditionalGeneration(model_config()).to(device)
     model.model.vision_tower.load_state_dict(tower.state_dict())
     easy_vqa = easy_vqa_train()
-    pool = PicturePool(tower, easy_vqa[HELD_OUT:], (seed + 2, steps_done(work)), SCENE_CAPACITY, device)
-    pool.renew(FIRST_SCENES, FIRST_PLAIN)
     held_out = [see_scene(tower, scene, device, torch.bfloat16) for scene in make_scenes(seed + 3, HELD_OUT)]
     held_out += [see_easy_vqa(tower, entry, device, torch.bfloat16) for entry in easy_vqa[:HELD_OUT]]
+    start_from_features(model, torch.cat([picture.hidden.flatten(0, 1).float() for picture in held_out]))
+    pool = PicturePool(tower, easy_vqa[HELD_OUT:], (seed + 2, steps_done(work)), SCENE_CAPACITY, device)
+    pool.renew(FIRST_SCENES, FIRST_PLAIN)
     train_language(
         model,
         tokenizer,
@@ -66,7 +65,6 @@ def main() -> None:
         seed,
         LANGUAGE_STEPS,
         1.2e-3,
-        EACH_STEP,
         device,
         on_save=lambda trained: write_checkpoint(trained, processor, arguments.out),
     )
