@@ -17,6 +17,7 @@ from vz_edge.errors import (
     BundleError,
     BundleVersionError,
     CheckpointError,
+    CompressionError,
     ContextLengthError,
     CorruptBundleError,
     DependencyError,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from vz_edge.device.model import EdgeModel
     from vz_edge.device.reply import Reply, Stream
     from vz_edge.device.vision import VisionResult
+    from vz_edge.host.compress import compress, restore
 
 __version__ = "0.1.0"
 
@@ -49,6 +51,7 @@ __all__ = [
     "BundleError",
     "BundleVersionError",
     "CheckpointError",
+    "CompressionError",
     "ContextLengthError",
     "CorruptBundleError",
     "DependencyError",
@@ -71,6 +74,8 @@ __all__ = [
     "UnsupportedModelError",
     "VisionResult",
     "VzEdgeError",
+    "compress",
+    "restore",
 ]
 
 _LAZY = {
@@ -78,6 +83,8 @@ _LAZY = {
     "Reply": "vz_edge.device.reply",
     "Stream": "vz_edge.device.reply",
     "VisionResult": "vz_edge.device.vision",
+    "compress": "vz_edge.host.compress",
+    "restore": "vz_edge.host.compress",
 }
 
 

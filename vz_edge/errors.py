@@ -17,6 +17,7 @@
     ├── BundleError            a folder that is not a bundle this version can use
     │   ├── CorruptBundleError     a file is missing or differs from its recorded hash
     │   └── BundleVersionError     written by a newer format
+    ├── CompressionError       a model, processor and budget that do not go together in compress and restore
     ├── ImageError             a picture that cannot be read
     ├── RequestError           messages, pictures or settings that do not make a question
     ├── ContextLengthError     prompt, picture and answer do not fit the context
@@ -90,6 +91,10 @@ class CorruptBundleError(BundleError):
 
 class BundleVersionError(BundleError):
     """The bundle was written by a newer format than this version reads."""
+
+
+class CompressionError(VzEdgeError):
+    """Model, processor and budget do not go together: in ``compress``, or in ``restore`` of a plain model."""
 
 
 class ImageError(VzEdgeError):

@@ -86,7 +86,15 @@ def make_tiles(image: Image.Image, model: ModelSpec, spec: ImageSpec) -> Tiles:
 
 
 def grid_of(size: Size, model: ModelSpec) -> tuple[int, int]:
-    """(columns, rows) of the grid that keeps most of a picture of ``size``, then wastes least; then the first one."""
+    """(columns, rows) of the grid that ``model`` lays over a picture of ``size``."""
+    return best_grid(size, model.grid_pinpoints, model.tower.image_size)
+
+
+def best_grid(size: Size, pinpoints: tuple[tuple[int, int], ...], side: int) -> tuple[int, int]:
+    """(columns, rows) of the grid that keeps most of a picture of ``size``, then wastes least; then the first one.
+
+    ``pinpoints`` are the resolutions to choose from, (height, width) in pixels; ``side`` is a tile's.
+    """
     width, height = size
 
     def quality(pinpoint: tuple[int, int]) -> tuple[int, int]:
@@ -95,8 +103,7 @@ def grid_of(size: Size, model: ModelSpec) -> tuple[int, int]:
         effective = min(int(width * scale) * int(height * scale), width * height)
         return effective, effective - pin_width * pin_height
 
-    best_height, best_width = max(model.grid_pinpoints, key=quality)
-    side = model.tower.image_size
+    best_height, best_width = max(pinpoints, key=quality)
     return best_width // side, best_height // side
 
 

@@ -43,7 +43,7 @@ def model_spec(
         decoder=decoder_spec(full.text_config, tie_word_embeddings=full.tie_word_embeddings),
         image_token_id=full.image_token_index,
         tower=tower,
-        feature_layer=_feature_layer(full.vision_feature_layer, tower),
+        feature_layer=feature_layer(full.vision_feature_layer, tower),
         grid_pinpoints=tuple((int(height), int(width)) for height, width in pinpoints),
     )
 
@@ -74,8 +74,11 @@ def require(name: str, value: Any, *supported: Any) -> None:
         )
 
 
-def _feature_layer(layer: Any, tower: TowerSpec) -> int:
-    """The one feature layer; it must be the output of a layer, whose attention ranks the tokens."""
+def feature_layer(layer: Any, tower: TowerSpec) -> int:
+    """The one feature layer; it must be the output of a layer, whose attention ranks the tokens.
+
+    Raises UnsupportedModelError.
+    """
     if not isinstance(layer, int) or not -tower.layers <= layer <= tower.layers or layer == 0:
         raise UnsupportedModelError(
             f"vision_feature_layer {layer!r} is not supported; expected one layer from {-tower.layers} to -1 or "
