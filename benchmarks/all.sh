@@ -7,6 +7,7 @@ python=${PYTHON:-python}
 
 "$python" -m benchmarks.decoder_speed
 "$python" -m benchmarks.vision_speed
+"$python" -m benchmarks.compress_speed
 "$python" -m benchmarks.export_memory --shape 1b
 "$python" -m benchmarks.export_memory --shape llava-next-13b
 "$python" -m benchmarks.answer_memory

@@ -4,9 +4,9 @@
     python -m benchmarks.cpu_profile --out my-board.yaml
 
 Three figures decide how fast a bundle runs on a processor: how fast it multiplies in fp32 (the vision tower), how
-fast 4-bit weights are multiplied (prefill), and at which rate weights are read while a token is written (decoding; it
-is below what the memory bus could). The first two are one layer of a 1B on 384 rows, the third is the decoder of a
-1B. Medians of interleaved rounds; run it on an otherwise idle machine.
+fast 4-bit weights are multiplied (prefill), and at which rate weights and KV cache are read while a token is written
+(decoding; it is below what the memory bus could). The first two are one layer of a 1B on 384 rows, the third is the
+decoder of a 1B. Medians of interleaved rounds; run it on an otherwise idle machine.
 """
 
 from __future__ import annotations
@@ -24,25 +24,29 @@ import numpy as np
 import onnx_ir as ir
 import torch
 import yaml
+from onnxruntime import OrtValue
 
 from benchmarks import bundles
 from benchmarks.llama_cpp_model import random_ids
-from vz_edge.device.decoder import Decoder
 from vz_edge.device.embedding import EmbeddingTable
+from vz_edge.device.onnx_decoder import OnnxDecoder
 from vz_edge.device.runtime import CPU, open_session, physical_cores
 from vz_edge.host.graph import GraphBuilder
 from vz_edge.host.quant import QuantConfig
 from vz_edge.host.weight import ALL_ROWS, Weight
+from vz_edge.profiling.cost import decode_work
 from vz_edge.profiling.environment import busy_percent, environment
-from vz_edge.profiling.memory import bundle_bytes
+from vz_edge.profiling.memory import ACTIVATION_BYTES, bundle_bytes
+from vz_edge.profiling.processes import SETTLE_SEC
 
 ROWS, OUT_FEATURES, IN_FEATURES = 384, 11008, 2048
+PRODUCTS = 10
 PROMPT_TOKENS, ANSWER_TOKENS = 384, 48
 SYSTEM_BYTES = 1_500_000_000  # what a system without a desktop uses
 
 
 def product(quant: QuantConfig | None, folder: Path, threads: int) -> Callable[[], float]:
-    """A function that multiplies once and returns FLOP/s."""
+    """A function that multiplies some times and returns FLOP/s."""
     values = torch.randn(OUT_FEATURES, IN_FEATURES, generator=torch.Generator().manual_seed(0)) * 0.02
     weight = Weight("layer.weight", (OUT_FEATURES, IN_FEATURES), lambda rows=ALL_ROWS: values[rows])
     graph = GraphBuilder("linear", ir.DataType.FLOAT)
@@ -51,19 +55,26 @@ def product(quant: QuantConfig | None, folder: Path, threads: int) -> Callable[[
     path = folder / f"{quant.bits if quant else 32}.onnx"
     graph.save(path, lambda *_: None)
     session = open_session(path, [CPU], threads)
-    feed = {"x": np.random.default_rng(0).standard_normal((ROWS, IN_FEATURES), dtype=np.float32)}
+    # Into memory that is there, as inside a graph: pages that are touched for the first time would cost a third more.
+    x_value = OrtValue.ortvalue_from_shape_and_type((ROWS, IN_FEATURES), np.float32)
+    y_value = OrtValue.ortvalue_from_shape_and_type((ROWS, OUT_FEATURES), np.float32)
+    x_value.update_inplace(np.random.default_rng(0).standard_normal((ROWS, IN_FEATURES), dtype=np.float32))
+    binding = session.io_binding()
+    binding.bind_ortvalue_input("x", x_value)
+    binding.bind_ortvalue_output("y", y_value)
 
     def run() -> float:
         start = time.perf_counter()
-        session.run(None, feed)
-        return 2 * ROWS * OUT_FEATURES * IN_FEATURES / (time.perf_counter() - start)
+        for _ in range(PRODUCTS):
+            session.run_with_iobinding(binding)
+        return 2 * PRODUCTS * ROWS * OUT_FEATURES * IN_FEATURES / (time.perf_counter() - start)
 
     return run
 
 
-def reading(bundle: Path, weight_bytes: int, threads: int) -> Callable[[], float]:
-    """A function that writes some tokens and returns bytes/s: the decoder's weights, once a token."""
-    decoder = Decoder.open(bundle, [CPU], threads)
+def reading(bundle: Path, token_bytes: float, threads: int) -> Callable[[], float]:
+    """A function that writes some tokens and returns bytes/s; a token reads ``token_bytes``."""
+    decoder = OnnxDecoder.open(bundle, [CPU], threads)
     table = EmbeddingTable(bundle / "embedding.data", decoder.hidden_size, decoder.dtype)
     context = decoder.start(PROMPT_TOKENS + ANSWER_TOKENS)
     prompt = table.rows(random_ids(decoder.vocab_size, PROMPT_TOKENS))
@@ -74,7 +85,7 @@ def reading(bundle: Path, weight_bytes: int, threads: int) -> Callable[[], float
         start = time.perf_counter()
         for _ in range(ANSWER_TOKENS):
             token = int(context.append(table.rows([token])).argmax())
-        return weight_bytes * ANSWER_TOKENS / (time.perf_counter() - start)
+        return token_bytes * ANSWER_TOKENS / (time.perf_counter() - start)
 
     return run
 
@@ -86,15 +97,18 @@ def measure(rounds: int, threads: int, work: Path) -> dict[str, float]:
     bundle = bundles.bundle("1b", "cpu", work)
     manifest = read_manifest(bundle)
     parts = bundle_bytes(manifest.model, manifest.weights, "cpu")
+    weight_bytes, context = parts["decoder"] + parts["lm_head"], PROMPT_TOKENS + ANSWER_TOKENS / 2
+    token = decode_work(manifest.model.decoder, context, weight_bytes, ACTIVATION_BYTES["cpu"])
     with tempfile.TemporaryDirectory() as folder:
         runs = {
             "fp32": product(None, Path(folder), threads),
             "int4": product(QuantConfig(4), Path(folder), threads),
-            "bandwidth": reading(bundle, parts["decoder"] + parts["lm_head"], threads),
+            "bandwidth": reading(bundle, token.bytes_moved, threads),
         }
         samples: dict[str, list[float]] = {name: [] for name in runs}
         for number in range(rounds + 1):
             for name, run in runs.items():
+                time.sleep(SETTLE_SEC)
                 value = run()
                 if number:  # the first round warms up
                     samples[name].append(value)
@@ -125,7 +139,8 @@ def profile(name: str, measured: dict[str, float], threads: int, busy: float) ->
         "app_memory_bytes": figure(memory_bytes - SYSTEM_BYTES, "derived: memory - 1.5 GB for a bare system"),
         "bandwidth_bytes_per_sec": figure(
             rounded(measured["bandwidth"]),
-            f"{how}weights read while a 0.94 B decoder at 4 bits writes {ANSWER_TOKENS} tokens after {PROMPT_TOKENS}",
+            f"{how}weights and KV cache read while a 0.94 B decoder at 4 bits writes {ANSWER_TOKENS} tokens after "
+            f"{PROMPT_TOKENS}",
         ),
         "peaks_flops_per_sec": {
             "fp32": figure(rounded(measured["fp32"]), f"{how}fp32 product of {ROWS} rows"),

@@ -1,12 +1,13 @@
-"""Predicted beside measured: vz-demo and 1B-, 7B- and 13B-shaped models at 4 bits on this processor.
+"""Predicted beside measured: vz-demo and 1B-, 7B- and 13B-shaped models at 4 bits, on this processor or a GPU.
 
     python -m benchmarks.cpu_profile         # first: the profile that the predictions come from
     python -m benchmarks.prediction
+    python -m benchmarks.prediction --device agx-orin-64      # on that board, with bundles for CUDA
 
 Every bundle answers a question about a picture of five tiles in 16 tokens, as ``vz-edge profile`` measures it, next to
-what ``vz-edge plan`` predicts for the profile ``cpu``. Bundles that fit into memory together are measured in
+what ``vz-edge plan`` predicts for the device. Bundles that fit into memory together are measured in
 interleaved rounds; the 13B at 320 tokens and the 7B with all of them always are, because the ratio of their times to
-first token is the claim of the project. llama.cpp reads and writes as many tokens with the same decoder's shape.
+first token is the claim of the project. On a processor llama.cpp reads and writes as many tokens with the same shape.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from benchmarks.make_checkpoint import model_of_shape
 from benchmarks.report import GB, REPORTS, Bar, Cell, Report, Samples
 from vz_edge.host.export import ExportRequest, SilentProgress, plan_export, write_bundle
 from vz_edge.profiling.beside import with_predictions
-from vz_edge.profiling.devices import load_device
+from vz_edge.profiling.devices import DeviceProfile, load_device
 from vz_edge.profiling.environment import busy_percent
 from vz_edge.profiling.processes import interleave, workers
 from vz_edge.profiling.run import RunOptions, measure, plan_run
@@ -46,23 +47,25 @@ TIME_LIMIT, MEMORY_LIMIT, LEAST_SPEED_UP = 0.20, 0.10, 2.5
 Key = tuple[str, str]
 
 
-def bundle_of(shape: str, tokens: str, work: Path) -> Path:
+def bundle_of(shape: str, tokens: str, target: bundles.Target, work: Path) -> Path:
     """The bundle of that shape and budget, made if it is not there."""
     if shape != DEMO:
         same = tokens == "320"
-        return bundles.bundle(shape, "cpu", work) if same else bundles.bundle_with_tokens(shape, "cpu", work, tokens)
+        return bundles.bundle(shape, target, work) if same else bundles.bundle_with_tokens(shape, target, work, tokens)
     folder = work / f"{DEMO}-{tokens}"
-    write_bundle(plan_export(ExportRequest(DEMO, folder, bits=4, tokens=tokens, force=True)), SilentProgress())
+    request = ExportRequest(DEMO, folder, bits=4, tokens=tokens, target=target, force=True)
+    write_bundle(plan_export(request), SilentProgress())
     return folder
 
 
-def measured_groups(work: Path, runs: int, shapes: list[str]) -> Iterator[tuple[Key, BundleRun]]:
+def measured_groups(
+    work: Path, runs: int, shapes: list[str], device: DeviceProfile, target: bundles.Target
+) -> Iterator[tuple[Key, BundleRun]]:
     """Every bundle's measurement with its prediction."""
-    device = load_device("cpu")
     for group in GROUPS:
         if not {shape for shape, _ in group} <= set(shapes):
             continue
-        folders = [bundle_of(shape, tokens, work) for shape, tokens in group]
+        folders = [bundle_of(shape, tokens, target, work) for shape, tokens in group]
         rounds = max(runs, DEMO_RUNS) if group[0][0] == DEMO else runs
         plan = plan_run(folders, RunOptions(runs=rounds, answer_tokens=ANSWER_TOKENS))
         report = with_predictions(measure(plan, lambda what: print(what, flush=True)), plan, device)
@@ -122,15 +125,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=2, help="after a warm-up")
     parser.add_argument("--shapes", nargs="+", default=[DEMO, SMALL, MIDDLE, LARGE])
+    parser.add_argument("--device", default="cpu", help="the profile of this machine")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--work", type=Path, default=bundles.WORK)
     parser.add_argument("--reports", type=Path, default=REPORTS)
     arguments = parser.parse_args()
+    device = load_device(arguments.device)
+    target: bundles.Target = "cpu" if device.device_class == "cpu" else "cuda"
     busy = busy_percent()
-    found = dict(measured_groups(arguments.work, arguments.runs, arguments.shapes))
+    found = dict(measured_groups(arguments.work, arguments.runs, arguments.shapes, device, target))
     rivals = {}
     for shape in arguments.shapes:
-        if shape != DEMO:
+        if shape != DEMO and target == "cpu":
             rivals[shape] = llama_cpp(shape, arguments.work, arguments.threads, arguments.runs)
     rows = [row(key, run) for key, run in found.items()]
     for shape, answers in rivals.items():
@@ -141,22 +147,22 @@ def main() -> None:
         rows.append({**empty, **text, "prefill": prefill, "decode": decode})
     complete = {SMALL, MIDDLE, LARGE} <= set(arguments.shapes)
     Report(
-        name="prediction",
-        title="Predicted and measured on the CPU: 4 bits, a picture of five tiles, an answer of 16 tokens",
+        name="prediction" if device.name == "cpu" else f"prediction_{device.name}",
+        title=f"Predicted and measured on {device.title}: 4 bits, a picture of five tiles, an answer of 16 tokens",
         busy_percent=busy,
         notes=[
-            "Measured medians; in brackets predicted / measured, with the profile profiles/cpu.yaml.",
+            f"Measured medians; in brackets predicted / measured, with the profile {device.name}.",
             "Random weights of the true shapes; the lm_head has 8 bits. Peak memory is VmHWM over all stages.",
-            "The 13B with all tokens is left out: an answer takes five minutes here.",
+            "The 13B with all tokens is left out: an answer takes five minutes on two cores.",
             "llama.cpp: text tokens alone, as many as image and prompt have at 320; no picture is encoded.",
         ],
         rows=rows,
-        bars=bars(found) if complete else (),
+        bars=bars(found) if complete and target == "cpu" else (),
         settings={"threads": arguments.threads, "runs": arguments.runs, "answer_tokens": ANSWER_TOKENS},
     ).write(arguments.reports)
     for tokens in ("all", "640", "160"):
         for shape in arguments.shapes:
-            shutil.rmtree(arguments.work / f"{shape}-cpu-{tokens}", ignore_errors=True)
+            shutil.rmtree(arguments.work / f"{shape}-{target}-{tokens}", ignore_errors=True)
 
 
 if __name__ == "__main__":

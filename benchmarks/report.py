@@ -22,7 +22,10 @@ from typing import Literal
 from vz_edge.profiling.environment import Environment, environment
 
 REPORTS = Path("profiles/reports")
-PACKAGES = ("torch", "transformers", "onnxruntime", "onnxruntime-genai", "onnx-ir", "llama-cpp-python", "numpy")
+PACKAGES = (
+    *("torch", "transformers", "bitsandbytes", "numpy"),
+    *("onnxruntime", "onnxruntime-genai", "onnx-ir", "llama-cpp-python"),
+)
 GB = 1e9
 
 

@@ -56,6 +56,24 @@ def test_what_was_written_is_what_is_read(bundle: Path) -> None:
     assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
 
 
+def test_a_bundle_of_the_first_format_is_read_as_onnx(bundle: Path) -> None:
+    data = json.loads((bundle / MANIFEST).read_text())
+    del data["format"]
+    (bundle / MANIFEST).write_text(json.dumps(data | {"format_version": 1}))
+    assert read_manifest(bundle).format == "onnx"
+
+
+def test_files_in_subfolders_are_listed_and_checked(tmp_path: Path) -> None:
+    with staged_folder(tmp_path / "bundle", force=False) as staging:
+        (staging / "language_model").mkdir()
+        (staging / "language_model" / "config.json").write_bytes(b"{}")
+        write_manifest(staging, manifest(), ignore)
+    assert read_manifest(tmp_path / "bundle").files.keys() == {"language_model/config.json"}
+    (tmp_path / "bundle" / "language_model" / "config.json").write_bytes(b"[]")
+    with pytest.raises(CorruptBundleError, match=r"config\.json has SHA-256"):
+        verify_files(tmp_path / "bundle", read_manifest(tmp_path / "bundle"), ignore)
+
+
 def test_a_changed_byte_is_found_by_its_file(bundle: Path) -> None:
     data = bytearray((bundle / "weights.data").read_bytes())
     data[100] ^= 1
@@ -84,7 +102,7 @@ def test_a_newer_format_is_refused_with_both_versions(bundle: Path) -> None:
     data = json.loads((bundle / MANIFEST).read_text())
     data["format_version"] = FORMAT_VERSION + 1
     (bundle / MANIFEST).write_text(json.dumps(data))
-    with pytest.raises(BundleVersionError, match=f"format {FORMAT_VERSION + 1}.*reads format {FORMAT_VERSION}"):
+    with pytest.raises(BundleVersionError, match=f"format {FORMAT_VERSION + 1}.*reads up to format {FORMAT_VERSION}"):
         read_manifest(bundle)
 
 

@@ -24,8 +24,10 @@ from vz_edge.budget import TokenBudget
 from vz_edge.errors import BundleError, BundleVersionError, CorruptBundleError, TargetExistsError
 from vz_edge.recipe import ModelSpec
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, 2)  # 1 had no ``format``: all were ONNX
 MANIFEST = "vz_edge.json"
+LANGUAGE_MODEL = "language_model"  # the folder of a bundle with bitsandbytes weights
 HASH_CHUNK_BYTES = 1 << 22
 
 
@@ -39,18 +41,30 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class WeightSpec:
-    """Bits a weight of each part of the model; 16 means not quantised (stored at the target's precision)."""
+    """Bits a weight of each part of the model; 16 means not quantised (stored at the target's precision).
+
+    ``block_size`` weights share a scale; 0: those of a row do, as in LLM.int8() (``quantizer`` "int8").
+    """
 
     bits: Literal[4, 8, 16]
     lm_head_bits: Literal[4, 8, 16]
     vision_bits: Literal[8, 16]
     block_size: int
-    quantizer: Literal["rtn", "hqq"]
+    quantizer: Literal["rtn", "hqq", "nf4", "int8"]
 
 
 def default_weights(bits: Literal[4, 8, 16]) -> WeightSpec:
     """The bits and block size an export takes unless told otherwise; profiles/reports/quantizers.md says why."""
     return WeightSpec(bits, lm_head_bits=16 if bits == 16 else 8, vision_bits=16, block_size=128, quantizer="rtn")
+
+
+def bitsandbytes_weights(bits: Literal[4, 8]) -> WeightSpec:
+    """What bitsandbytes does: NF4 in blocks of 64 with double quantisation, or LLM.int8() with a scale a row.
+
+    Sources: QLoRA (arXiv 2305.14314), LLM.int8() (arXiv 2208.07339). lm_head, tower and projector keep 16 bits.
+    """
+    block_size, quantizer = (64, "nf4") if bits == 4 else (0, "int8")
+    return WeightSpec(bits, 16, 16, block_size, quantizer)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -80,6 +94,9 @@ class StopSpec:
 class Manifest:
     """``vz_edge.json``. ``budget`` is None in a bundle exported with all tokens.
 
+    ``format`` says what the language model is: "onnx", a graph, or "bnb", a transformers checkpoint with
+    bitsandbytes weights.
+
     ``predicted`` holds byte counts by part, stated before the export; ``parity`` what was measured after it
     (see docs/bundle.md).
     """
@@ -94,6 +111,7 @@ class Manifest:
     weights: WeightSpec
     image: ImageSpec
     stop: StopSpec
+    format: Literal["onnx", "bnb"] = "onnx"
     predicted: dict[str, int] = field(default_factory=dict)
     parity: dict[str, Any] = field(default_factory=dict)
     files: dict[str, FileEntry] = field(default_factory=dict)
@@ -113,9 +131,9 @@ def read_manifest(folder: Path) -> Manifest:
         version = data["format_version"]
     except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise CorruptBundleError(f"{path} is not a manifest ({error}); export the bundle again") from error
-    if version != FORMAT_VERSION:
+    if version not in READABLE_VERSIONS:
         raise BundleVersionError(
-            f"{folder} has bundle format {version}, this version of vz-edge reads format {FORMAT_VERSION}; "
+            f"{folder} has bundle format {version}, this version of vz-edge reads up to format {FORMAT_VERSION}; "
             "upgrade vz-edge, or export the bundle again"
         )
     try:
@@ -140,12 +158,12 @@ def verify_files(folder: Path, manifest: Manifest, progress: Callable[[str, int]
 
 
 def write_manifest(folder: Path, manifest: Manifest, progress: Callable[[str, int], None]) -> Manifest:
-    """Hash all that lies in ``folder`` into the manifest and write it, last of all files."""
-    files = {
-        path.name: FileEntry(path.stat().st_size, sha256(path, lambda count, path=path: progress(path.name, count)))  # type: ignore[misc]
-        for path in sorted(folder.iterdir())
-        if path.name != MANIFEST
-    }
+    """Hash all that lies in ``folder`` and below into the manifest and write it, last of all files."""
+    files = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST):
+        name = path.relative_to(folder).as_posix()
+        digest = sha256(path, lambda count, name=name: progress(name, count))  # type: ignore[misc]
+        files[name] = FileEntry(path.stat().st_size, digest)
     complete = dataclasses.replace(manifest, files=files)
     (folder / MANIFEST).write_text(json.dumps(dataclasses.asdict(complete), indent=2) + "\n", encoding="utf-8")
     return complete

@@ -13,8 +13,9 @@ from PIL import Image
 
 from tests.device import standin
 from vz_edge.bundle import StopSpec
-from vz_edge.device.decoder import Decoder
+from vz_edge.device.fake_decoder import FakeDecoder
 from vz_edge.device.model import EdgeModel
+from vz_edge.device.onnx_decoder import OnnxDecoder
 from vz_edge.device.prompt import messages_of
 from vz_edge.errors import (
     ContextLengthError,
@@ -209,7 +210,7 @@ def test_a_bundle_larger_than_the_memory_is_refused_before_it_is_loaded(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vz_edge.device.model.available_memory_bytes", lambda provider: 1000)
-    monkeypatch.setattr(Decoder, "open", lambda *_: pytest.fail("it was loaded"))
+    monkeypatch.setattr(OnnxDecoder, "open", lambda *_: pytest.fail("it was loaded"))
     with pytest.raises(InsufficientMemoryError, match="vz-edge plan"):
         EdgeModel.load(bundle)
 
@@ -222,3 +223,13 @@ def test_a_damaged_bundle_is_refused(bundle: Path, tmp_path: Path) -> None:
         EdgeModel.load(tmp_path / "bundle")
     manifest = json.loads((bundle / "vz_edge.json").read_text())
     assert set(manifest["files"]) >= {"decoder.onnx", "vision.onnx"}
+
+
+def test_answers_need_no_more_of_a_decoder_than_its_contract(model: EdgeModel) -> None:
+    decoder = FakeDecoder(standin.HIDDEN, standin.VOCAB)
+    parts = (model.manifest, model.vision, model.chat, model.embedding)
+    fake = EdgeModel(*parts, decoder, model.context_length, load_sec=0.0)
+    separate = [fake.ask(PICTURE, question, max_new_tokens=COUNT).token_ids for question in QUESTIONS]
+    assert len(set(separate)) == len(QUESTIONS)
+    assert [reply.token_ids for reply in fake.ask_many(PICTURE, QUESTIONS, max_new_tokens=COUNT)] == separate
+    assert list(separate[0]) == reference(fake, [PICTURE], QUESTIONS[0], COUNT)

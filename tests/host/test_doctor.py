@@ -9,6 +9,7 @@ from types import ModuleType
 import pytest
 import torch
 
+from vz_edge.backends.bitsandbytes_trial import kernel_trial
 from vz_edge.device.doctor.process import Outcome
 from vz_edge.host import doctor
 
@@ -41,8 +42,7 @@ def stand_in(factor: float = 1.0, code: torch.Tensor = NF4, failure: Exception |
 def tried(monkeypatch: pytest.MonkeyPatch, modules: dict[str, ModuleType]) -> doctor.Finding:
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    return doctor.bitsandbytes_finding(Outcome(doctor.try_nf4()))
+    return doctor.bitsandbytes_finding(kernel_trial(4, "cpu"))
 
 
 def test_a_right_kernel_is_told_from_a_wrong_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,9 +9,9 @@ import pytest
 
 from tests.device import standin
 from vz_edge.bundle import StopSpec
-from vz_edge.device.decoder import Context
 from vz_edge.device.image import tile_count
 from vz_edge.device.model import EdgeModel
+from vz_edge.device.onnx_decoder import OnnxContext
 from vz_edge.device.runtime import CPU
 from vz_edge.errors import ContextLengthError, InsufficientMemoryError, RequestError
 from vz_edge.profiling import run
@@ -40,8 +40,8 @@ def test_an_answer_has_the_tokens_asked_for_whatever_stops_it(
     model: EdgeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[int] = []
-    append = Context.append
-    monkeypatch.setattr(Context, "append", lambda self, embeds: steps.append(len(embeds)) or append(self, embeds))
+    append = OnnxContext.append
+    monkeypatch.setattr(OnnxContext, "append", lambda self, embeds: steps.append(len(embeds)) or append(self, embeds))
     measured = answer(model, MemoryMeter(CPU), SIZE, answer_tokens=6)
     prefill = measured["prompt_tokens"] + measured["image_tokens"]
     assert steps == [prefill, 1, 1, 1, 1, 1]  # the first of the six tokens is prefill's

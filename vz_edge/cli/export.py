@@ -18,6 +18,14 @@ Bits = Literal["4", "8", "16"]
 def command(
     model: Annotated[str, typer.Option(help="A recipe ('vz-edge models'), a local folder, or a hub id.")],
     bits: Annotated[Bits, typer.Option(help="Bits of the language model's weights; 16: not quantised.")] = "4",
+    format_: Annotated[
+        Literal["onnx", "bnb"],
+        typer.Option(
+            "--format",
+            help="onnx: runs without torch; bnb: the language model as a transformers checkpoint with "
+            "bitsandbytes weights.",
+        ),
+    ] = "onnx",
     tokens: Annotated[
         str | None,
         typer.Option(help="Visual tokens at the model's largest tile count, or 'all'. Default: the recipe's."),
@@ -29,7 +37,7 @@ def command(
     target: Annotated[Literal["cpu", "cuda"], typer.Option(help="cpu: fp32 activations; cuda: fp16.")] = "cpu",
     out: Annotated[Path | None, typer.Option(help="The bundle's folder. Default: bundles/NAME.")] = None,
     lm_head_bits: Annotated[
-        Bits | None, typer.Option(help="Bits of lm_head. Default: 8, or 16 with --bits 16.")
+        Bits | None, typer.Option(help="Bits of lm_head. Default: 8, or 16 with --bits 16 or --format bnb.")
     ] = None,
     vision_bits: Annotated[
         Literal["8", "16"] | None, typer.Option(help="Bits of the tower and projector. Default: 16.")
@@ -56,6 +64,7 @@ def command(
     request = ExportRequest(
         model=model,
         out=out,
+        format=format_,
         bits=int(bits),  # type: ignore[arg-type]
         tokens=tokens,
         dominant=dominant,
@@ -85,7 +94,7 @@ def _announcement(plan: ExportPlan) -> str:
     )
     return (
         f"{plan.source.name}: {plan.model.family} with a {plan.model.decoder.type} decoder, {per_tile}, "
-        f"{plan.weights.bits}-bit weights for {plan.target}\n"
+        f"{plan.weights.bits}-bit weights{' of bitsandbytes' if plan.format == 'bnb' else ''} for {plan.target}\n"
         f"predicted: {predicted['disk_bytes'] / 1e9:.2f} GB on disk, peak memory of the export "
         f"{predicted['export_peak_rss_bytes'] / 1e9:.2f} GB; reading {plan.checkpoint.input_bytes / 1e9:.2f} GB"
     )

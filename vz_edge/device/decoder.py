@@ -1,140 +1,80 @@
-"""The decoder's session and its KV cache: embeddings in, logits of the next token out.
+"""What a language model must be able to do here, whichever runtime it is in: embeddings in, logits out, and back.
 
-Each layer's keys and values live in one preallocated buffer [1, kv_heads, capacity, head_dim] that is bound
-both as past and as present (IO binding), so GroupQueryAttention appends in place and nothing is copied from
-token to token. The length of what is valid is told by the attention mask, which makes going back free:
+A ``Decoder`` is loaded once and shared; each conversation has a ``Context`` of its own, a KV cache and its length:
 
 >>> context = decoder.start(capacity=1024)
 >>> logits = context.append(prompt_embeds)       # prefill
 >>> logits = context.append(next_token_embed)    # one step of decoding
 >>> context.rewind(len(picture_embeds))          # ask something else about the same picture
+
+Implementations: ``vz_edge.device.onnx_decoder`` (a bundle's decoder.onnx), ``vz_edge.backends.transformers_decoder``
+(bitsandbytes weights; needs torch) and ``vz_edge.device.fake_decoder``. One contract test runs against all of them.
 """
 
 from __future__ import annotations
 
-import math
-import mmap
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
-from vz_edge.device.mapped import MappedWeights
-from vz_edge.device.runtime import CUDA, open_session
-from vz_edge.errors import ContextLengthError, CorruptBundleError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from onnxruntime import InferenceSession, OrtValue
-
-DTYPES: dict[str, np.dtype] = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
-PAST, PRESENT = "past_key_values.", "present."
+from vz_edge.errors import ContextLengthError
 
 
-class Decoder:
-    """``decoder.onnx``: stateless and shared; each conversation has its own Context.
-
-    ``dtype`` is the precision of embeddings and cache, ``hidden_size`` and ``vocab_size`` the graph's widths.
-    """
-
-    def __init__(self, session: InferenceSession) -> None:
-        self.session = session
-        inputs = {value.name: value for value in session.get_inputs()}
-        outputs = {value.name: value for value in session.get_outputs()}
-        self.cache_names = [name.removeprefix(PAST) for name in inputs if name.startswith(PAST)]
-        try:
-            embeds, past = inputs["inputs_embeds"], inputs[PAST + self.cache_names[0]]
-            self.dtype = DTYPES[embeds.type]
-            self.hidden_size = int(embeds.shape[2])
-            self.kv_heads, self.head_dim = int(past.shape[1]), int(past.shape[3])
-            self.vocab_size = int(outputs["logits"].shape[2])
-            self.logits_dtype = DTYPES[outputs["logits"].type]
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise CorruptBundleError(
-                f"decoder.onnx has inputs {sorted(inputs)[:4]}... that no bundle has; export the bundle again"
-            ) from error
-        self.device = "cuda" if session.get_providers()[0] == CUDA else "cpu"
-
-    @classmethod
-    def open(cls, folder: Path, providers: Sequence[str], threads: int | None) -> Decoder:
-        """Open the bundle's decoder. Raises CorruptBundleError or ProviderError."""
-        session = open_session(folder / "decoder.onnx", providers, threads)
-        MappedWeights(folder / "decoder.onnx.data").release()
-        return cls(session)
+class Context(Protocol):
+    """What a decoder has read so far. For one thread at a time; contexts of one decoder do not touch each other."""
 
     @property
-    def cache_bytes_per_token(self) -> int:
-        """Bytes of KV cache that a token takes, all layers together."""
-        return len(self.cache_names) * self.kv_heads * self.head_dim * self.dtype.itemsize
+    def capacity(self) -> int:
+        """The most tokens that it holds."""
 
-    def start(self, capacity: int) -> Context:
-        """An empty context for up to ``capacity`` tokens."""
-        return Context(self, capacity)
-
-
-class Context:
-    """What a decoder has read so far: a KV cache and its length. For one thread at a time.
-
-    On the CPU the cache is zero pages until written, so capacity that is not used costs no memory.
-    """
-
-    def __init__(self, decoder: Decoder, capacity: int) -> None:
-        self.capacity = capacity
-        self.length = 0
-        self._decoder = decoder
-        self._binding = decoder.session.io_binding()
-        self._mask = np.ones((1, capacity), dtype=np.int64)
-        self._logits = np.empty((1, 1, decoder.vocab_size), dtype=decoder.logits_dtype)
-        for name, buffer in zip(decoder.cache_names, self._allocate(), strict=True):
-            self._binding.bind_ortvalue_input(PAST + name, buffer)
-            self._binding.bind_ortvalue_output(PRESENT + name, buffer)
-        self._binding.bind_output(
-            "logits", "cpu", 0, decoder.logits_dtype, self._logits.shape, self._logits.ctypes.data
-        )
+    @property
+    def length(self) -> int:
+        """Tokens that it holds."""
 
     def append(self, embeds: np.ndarray) -> np.ndarray:
         """Read embeddings [n, hidden] and return the logits [vocab], float32, of the token after them.
 
-        Raises ContextLengthError, before anything is run, where they do not fit.
+        The array is the caller's to keep. However the tokens come in, the logits are those of reading them all at
+        once. Raises ContextLengthError, before anything is run, where they do not fit.
         """
-        total = self.length + len(embeds)
-        if not 0 < len(embeds) <= self.capacity - self.length:
-            raise ContextLengthError(
-                f"{len(embeds)} tokens were given to a context that holds {self.length} of {self.capacity}; "
-                f"1 to {self.capacity - self.length} fit"
-            )
-        # Bound anew each time: on CUDA this is when the numbers are copied to the device.
-        row_major = np.ascontiguousarray(embeds[None], dtype=self._decoder.dtype)
-        self._binding.bind_cpu_input("inputs_embeds", row_major)
-        self._binding.bind_cpu_input("attention_mask", self._mask[:, :total])
-        self._decoder.session.run_with_iobinding(self._binding)
-        self.length = total
-        return self._logits[0, 0].astype(np.float32)
 
     def rewind(self, length: int) -> None:
         """Forget all but the first ``length`` tokens. Raises ContextLengthError for more than were read."""
-        if not 0 <= length <= self.length:
-            raise ContextLengthError(f"cannot rewind to {length} tokens; the context holds {self.length}")
-        self.length = length
-
-    def _allocate(self) -> list[OrtValue]:
-        from onnxruntime import OrtValue
-
-        decoder = self._decoder
-        shape = (1, decoder.kv_heads, self.capacity, decoder.head_dim)
-        if decoder.device == "cuda":
-            return [OrtValue.ortvalue_from_shape_and_type(shape, decoder.dtype, "cuda", 0) for _ in decoder.cache_names]
-        cache = _untouched((len(decoder.cache_names), *shape), decoder.dtype)
-        return [OrtValue.ortvalue_from_numpy(buffer) for buffer in cache]
 
 
-def _untouched(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Zeros whose small pages become real when they are written.
+class Decoder(Protocol):
+    """A language model without its token table: stateless, safe to share between threads."""
 
-    numpy asks for huge pages, and a head's first token would then make 2 MB of every head's future real.
-    """
-    pages = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
-    if hasattr(mmap, "MADV_NOHUGEPAGE"):
-        pages.madvise(mmap.MADV_NOHUGEPAGE)
-    return np.frombuffer(pages, dtype=dtype).reshape(shape)
+    @property
+    def dtype(self) -> np.dtype:
+        """What embeddings are given in without loss."""
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of an embedding."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of logits."""
+
+    @property
+    def cache_bytes_per_token(self) -> int:
+        """Bytes of KV cache that a token takes, all layers together."""
+
+    def start(self, capacity: int) -> Context:
+        """An empty context for up to ``capacity`` tokens."""
+
+
+def check_append(context: Context, count: int) -> None:
+    """Raise ContextLengthError unless ``count`` more tokens fit into ``context``."""
+    left = context.capacity - context.length
+    if not 0 < count <= left:
+        raise ContextLengthError(
+            f"{count} tokens were given to a context that holds {context.length} of {context.capacity}; 1 to {left} fit"
+        )
+
+
+def check_rewind(context: Context, length: int) -> None:
+    """Raise ContextLengthError unless ``context`` holds ``length`` tokens."""
+    if not 0 <= length <= context.length:
+        raise ContextLengthError(f"cannot rewind to {length} tokens; the context holds {context.length}")

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vz_edge.bundle import Manifest
+from vz_edge.bundle import LANGUAGE_MODEL, Manifest
 from vz_edge.device import nvml
 from vz_edge.device.doctor.jetson import l4t_release
 from vz_edge.device.doctor.machine import memory_limit_bytes
@@ -39,11 +39,12 @@ class MemoryNeed:
 def memory_need(folder: Path, manifest: Manifest, context_tokens: int) -> MemoryNeed:
     """What a bundle needs for a context of that many tokens, from its manifest alone."""
 
-    def graph_bytes(graph: str) -> int:
-        return sum(entry.size_bytes for name, entry in manifest.files.items() if name.startswith(graph))
+    def file_bytes(beginning: str) -> int:
+        return sum(entry.size_bytes for name, entry in manifest.files.items() if name.startswith(beginning))
 
     per_token = manifest.predicted.get("kv_cache_bytes_per_token", 0)
-    return MemoryNeed(str(folder), graph_bytes("vision.onnx"), graph_bytes("decoder.onnx"), context_tokens * per_token)
+    decoder_bytes = file_bytes(f"{LANGUAGE_MODEL}/" if manifest.format == "bnb" else "decoder.onnx")
+    return MemoryNeed(str(folder), file_bytes("vision.onnx"), decoder_bytes, context_tokens * per_token)
 
 
 def available_memory_bytes(provider: str, root: Path = Path("/")) -> int | None:

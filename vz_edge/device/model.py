@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypedDict
 import numpy as np
 
 from vz_edge.bundle import Manifest, read_manifest
+from vz_edge.device.backend import choose_backend
 from vz_edge.device.decoder import Context, Decoder
 from vz_edge.device.embedding import EmbeddingTable
 from vz_edge.device.generate import Limits, generate
@@ -121,8 +122,10 @@ class EdgeModel:
 
         ``providers`` are ONNX Runtime's ("cpu", "cuda"...; by default CUDA for a bundle exported for it where the
         machine has it, else the CPU), ``threads`` the physical cores by default; ``max_context`` lowers the model's
-        own context, to bound the memory of a question. Raises BundleError, ProviderError, DependencyError, and
-        InsufficientMemoryError before anything is loaded where the weights alone do not fit.
+        own context, to bound the memory of a question. A bundle with bitsandbytes weights runs its language model
+        in torch: on the CPU where ``providers`` begin with it, else on CUDA; torch's threads are the process's.
+        Raises BundleError, ProviderError, DependencyError, and InsufficientMemoryError before anything is loaded
+        where the weights alone do not fit.
         """
         started = time.perf_counter()
         for name, value in (("threads", threads), ("max_context", max_context)):
@@ -132,10 +135,11 @@ class EdgeModel:
         manifest = read_manifest(bundle)
         model = manifest.model
         chosen = choose_providers(providers, manifest.target)
-        check_memory([memory_need(bundle, manifest, context_tokens=0)], available_memory_bytes(chosen[0]))
+        backend = choose_backend(bundle, manifest, providers)
+        check_memory([memory_need(bundle, manifest, context_tokens=0)], available_memory_bytes(backend.provider))
         chat = ChatPrompt.load(bundle, model.image_token_id)
         vision = VisionEncoder.open(bundle, manifest, chosen, threads)
-        decoder = Decoder.open(bundle, chosen, threads)
+        decoder = backend.open(bundle, threads)
         embedding = EmbeddingTable(bundle / "embedding.data", decoder.hidden_size, decoder.dtype)
         context_length = min(model.decoder.context_length, max_context or model.decoder.context_length)
         return cls(manifest, vision, chat, embedding, decoder, context_length, time.perf_counter() - started)

@@ -1,4 +1,4 @@
-"""From transformers' config of a decoder (Llama, Mistral, Qwen2) to a :class:`~vz_edge.recipe.DecoderSpec`."""
+"""Between transformers' config of a decoder (Llama, Mistral, Qwen2) and a :class:`~vz_edge.recipe.DecoderSpec`."""
 
 from __future__ import annotations
 
@@ -43,6 +43,37 @@ def decoder_spec(text: PreTrainedConfig, *, tie_word_embeddings: bool) -> Decode
         mlp_bias=bool(getattr(config, "mlp_bias", False)),
         sliding_window=_sliding_window(config),
     )
+
+
+def decoder_config(spec: DecoderSpec, **others: Any) -> Any:
+    """Transformers' config of a decoder; ``others`` are keys that the spec does not have, or that win over it.
+
+    The ids of special tokens are none: they are the bundle's matter.
+    """
+    from transformers import AutoConfig
+
+    keys: dict[str, Any] = {
+        "hidden_size": spec.hidden_size,
+        "intermediate_size": spec.intermediate_size,
+        "num_hidden_layers": spec.layers,
+        "num_attention_heads": spec.heads,
+        "num_key_value_heads": spec.kv_heads,
+        "head_dim": spec.head_dim,
+        "vocab_size": spec.vocab_size,
+        "pad_token_id": None,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "max_position_embeddings": spec.context_length,
+        "rms_norm_eps": spec.rms_norm_eps,
+        "rope_parameters": {"rope_type": "default", **(spec.rope_scaling or {}), "rope_theta": spec.rope_theta},
+        "sliding_window": spec.sliding_window,
+        "attention_bias": spec.output_bias,
+        "mlp_bias": spec.mlp_bias,
+        "tie_word_embeddings": spec.tie_word_embeddings,
+    }
+    if spec.type == "qwen2":  # which has a window in its upper layers, and only where it is told to use it
+        keys |= {"use_sliding_window": spec.sliding_window is not None, "max_window_layers": 0}
+    return AutoConfig.for_model(spec.type, **(keys | others))
 
 
 def _rope(config: Any) -> tuple[float, dict[str, Any] | None]:

@@ -19,6 +19,7 @@ import torch
 
 from vz_edge.host.checkpoint import Checkpoint
 from vz_edge.host.graph import GraphBuilder
+from vz_edge.profiling.memory import embedding_rows
 from vz_edge.recipe import ModelSpec
 
 TABLE = "embedding.data"
@@ -38,17 +39,24 @@ def write_embedding(
 
     Raises MissingTensorError and TensorShapeError.
     """
+    write_table(checkpoint, model, folder, progress)
+    graph = _graph(embedding_rows(model), model.decoder.hidden_size, model.image_token_id, precision)
+    ir.save(graph.model(), folder / GRAPH)
+
+
+def write_table(checkpoint: Checkpoint, model: ModelSpec, folder: Path, progress: Callable[[str, int], None]) -> None:
+    """Write embedding.data alone, as ``write_embedding`` does."""
     vocab_size, hidden_size = model.decoder.vocab_size, model.decoder.hidden_size
     weight = checkpoint.weight(TENSOR, (vocab_size, hidden_size))
-    rows = max(vocab_size, model.image_token_id + 1)
     step = max(1, CHUNK_BYTES // (2 * hidden_size))
     with (folder / TABLE).open("wb") as file:
         for start in range(0, vocab_size, step):
             table_rows = weight.load(slice(start, start + step)).to(torch.float16)
             progress(TENSOR, file.write(table_rows.numpy().data))
-        padding = np.zeros((rows - vocab_size, hidden_size), np.float16)  # so that the image token has a row
+        padding = np.zeros(
+            (embedding_rows(model) - vocab_size, hidden_size), np.float16
+        )  # so that the image token has a row
         progress(TENSOR, file.write(padding.data))
-    ir.save(_graph(rows, hidden_size, model.image_token_id, precision).model(), folder / GRAPH)
 
 
 def _graph(rows: int, hidden_size: int, image_token_id: int, precision: ir.DataType) -> GraphBuilder:

@@ -18,20 +18,24 @@ from typing import Literal, Protocol
 import onnx_ir as ir
 
 from vz_edge import __version__
+from vz_edge.backends.transformers_backend import require_kernel, require_packages
 from vz_edge.budget import TokenBudget, check_budget, parse_tokens
 from vz_edge.bundle import (
     FORMAT_VERSION,
+    LANGUAGE_MODEL,
     Manifest,
+    StopSpec,
     WeightSpec,
+    bitsandbytes_weights,
     check_target,
     default_weights,
     staged_folder,
     write_manifest,
 )
-from vz_edge.errors import BudgetError, DiskSpaceError
+from vz_edge.errors import BudgetError, DiskSpaceError, ExportError
 from vz_edge.host.checkpoint import Checkpoint
 from vz_edge.host.decoder_graph import DecoderQuant, build_decoder
-from vz_edge.host.embedding_graph import write_embedding
+from vz_edge.host.embedding_graph import write_embedding, write_table
 from vz_edge.host.families import spec_from_config
 from vz_edge.host.genai_config import genai_config
 from vz_edge.host.graph import GraphBuilder
@@ -57,6 +61,7 @@ class ExportRequest:
 
     model: str
     out: Path | None = None
+    format: Literal["onnx", "bnb"] = "onnx"
     bits: Literal[4, 8, 16] = 4
     tokens: str | None = None
     dominant: int | None = None
@@ -77,6 +82,7 @@ class ExportPlan:
     source: Source
     checkpoint: Checkpoint
     model: ModelSpec
+    format: Literal["onnx", "bnb"]
     budget: TokenBudget | None
     weights: WeightSpec
     target: Literal["cpu", "cuda"]
@@ -113,14 +119,15 @@ def plan_export(request: ExportRequest) -> ExportPlan:
     checkpoint = _open_checkpoint(source.folder)
     model = spec_from_config(checkpoint.config, checkpoint.tower_config)
     recipe = source.recipe or matching_recipe(model)
-    chosen = {name: getattr(request, name) for name in ("lm_head_bits", "vision_bits", "block_size", "quantizer")}
-    given = {name: value for name, value in chosen.items() if value is not None}
-    weights = dataclasses.replace(default_weights(request.bits), **given)
+    weights = resolve_weights(request)
+    if request.format == "bnb":
+        _check_bitsandbytes(model, weights.bits)
     parts = bundle_bytes(model, weights, request.target)
     plan = ExportPlan(
         source=source,
         checkpoint=checkpoint,
         model=model,
+        format=request.format,
         budget=resolve_budget(request, model, source.recipe.tokens if source.recipe else None),
         weights=weights,
         target=request.target,
@@ -132,12 +139,37 @@ def plan_export(request: ExportRequest) -> ExportPlan:
             **{f"{part}_bytes": size for part, size in parts.items()},
             "disk_bytes": sum(parts.values()),
             "export_peak_rss_bytes": export_peak_rss_bytes(model),
-            "kv_cache_bytes_per_token": kv_cache_bytes_per_token(model.decoder, request.target),
+            # torch holds the cache in 16 bits on the CPU too.
+            "kv_cache_bytes_per_token": kv_cache_bytes_per_token(
+                model.decoder, "cuda" if request.format == "bnb" else request.target
+            ),
         },
     )
     check_target(plan.out, plan.force)
     _check_disk(plan.out, plan.predicted["disk_bytes"])
     return plan
+
+
+def resolve_weights(request: ExportRequest) -> WeightSpec:
+    """Bits and blocks. Raises ExportError for what bitsandbytes does not do."""
+    chosen = {name: getattr(request, name) for name in ("lm_head_bits", "vision_bits", "block_size", "quantizer")}
+    given = {name: value for name, value in chosen.items() if value is not None}
+    if request.format == "onnx":
+        return dataclasses.replace(default_weights(request.bits), **given)
+    if request.bits == 16:
+        raise ExportError(
+            "--format bnb has no 16 bits: bitsandbytes quantises to 4 (NF4) or 8 (LLM.int8()); take --bits 4 or 8, or "
+            "--format onnx"
+        )
+    weights = bitsandbytes_weights(request.bits)
+    for name, value in given.items():
+        if value != getattr(weights, name):
+            raise ExportError(
+                f"--{name.replace('_', '-')} {value} does not apply to --format bnb, whose blocks and rounding are "
+                "bitsandbytes' own and which leaves lm_head, tower and projector at 16 bits; leave it out, or take "
+                "--format onnx"
+            )
+    return weights
 
 
 def resolve_budget(request: ExportRequest, model: ModelSpec, default: int | None) -> TokenBudget | None:
@@ -170,6 +202,7 @@ def write_bundle(plan: ExportPlan, progress: Progress) -> Manifest:
             name=plan.source.name,
             checkpoint=plan.source.checkpoint,
             model=model,
+            format=plan.format,
             target=plan.target,
             budget=plan.budget,
             weights=plan.weights,
@@ -177,20 +210,47 @@ def write_bundle(plan: ExportPlan, progress: Progress) -> Manifest:
             stop=stop,
             predicted=plan.predicted,
         )
-        precision = PRECISION[plan.target]
-        progress.start("embedding", plan.predicted["embedding_bytes"])
-        write_embedding(checkpoint, model, precision, staging, progress.advance)
         vision_quant = quant_config(plan.weights.vision_bits, plan.weights)
-        _save("vision", build_vision(checkpoint, model, plan.budget, precision, vision_quant), staging, progress)
-        linear, lm_head = (quant_config(bits, plan.weights) for bits in (plan.weights.bits, plan.weights.lm_head_bits))
-        decoder = build_decoder(checkpoint, model.decoder, precision, DecoderQuant(linear=linear, lm_head=lm_head))
-        _save("decoder", decoder, staging, progress)
-        config = genai_config(model, stop.token_ids, plan.target)
-        (staging / "genai_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        vision = build_vision(checkpoint, model, plan.budget, PRECISION[plan.target], vision_quant)
+        _save("vision", vision, staging, progress)
+        (_write_bitsandbytes if plan.format == "bnb" else _write_onnx)(plan, stop, staging, progress)
         progress.start("parity with torch", 0)
         manifest = dataclasses.replace(manifest, parity=check_parity(staging, manifest, checkpoint))
-        progress.start("hashes", sum(path.stat().st_size for path in staging.iterdir()))
+        progress.start("hashes", sum(path.stat().st_size for path in staging.rglob("*") if path.is_file()))
         return write_manifest(staging, manifest, progress.advance)
+
+
+def _write_onnx(plan: ExportPlan, stop: StopSpec, staging: Path, progress: Progress) -> None:
+    """Token table and decoder as graphs, and what ONNX Runtime GenAI needs beside them."""
+    checkpoint, model, precision = plan.checkpoint, plan.model, PRECISION[plan.target]
+    progress.start("embedding", plan.predicted["embedding_bytes"])
+    write_embedding(checkpoint, model, precision, staging, progress.advance)
+    linear, lm_head = (quant_config(bits, plan.weights) for bits in (plan.weights.bits, plan.weights.lm_head_bits))
+    decoder = build_decoder(checkpoint, model.decoder, precision, DecoderQuant(linear=linear, lm_head=lm_head))
+    _save("decoder", decoder, staging, progress)
+    config = genai_config(model, stop.token_ids, plan.target)
+    (staging / "genai_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_bitsandbytes(plan: ExportPlan, stop: StopSpec, staging: Path, progress: Progress) -> None:
+    """Token table, and the decoder as a transformers checkpoint."""
+    from vz_edge.host.bnb import write_language_model
+
+    progress.start("embedding", plan.predicted["embedding_bytes"])
+    write_table(plan.checkpoint, plan.model, staging, progress.advance)
+    progress.start("language model", plan.predicted["decoder_bytes"] + plan.predicted["lm_head_bytes"])
+    bits: Literal[4, 8] = plan.weights.bits  # type: ignore[assignment]
+    folder, decoder = staging / LANGUAGE_MODEL, plan.model.decoder
+    write_language_model(plan.checkpoint, decoder, bits, plan.target, stop.token_ids, folder, progress.advance)
+
+
+def _check_bitsandbytes(model: ModelSpec, bits: Literal[4, 8, 16]) -> None:
+    """Raise DependencyError, ProviderError or UnsupportedModelError where bitsandbytes cannot do it here."""
+    require_packages("exporting with --format bnb")
+    require_kernel(bits, "cpu")
+    from vz_edge.host.bnb import check_shapes
+
+    check_shapes(model.decoder, bits)
 
 
 def _open_checkpoint(folder: Path) -> Checkpoint:

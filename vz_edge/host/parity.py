@@ -1,7 +1,7 @@
 """The check that ends an export: a picture through the bundle's files and through torch, differences recorded.
 
 Torch is transformers' own layers on the checkpoint's weights (``reference.py``); the bundle's side is the
-files just written, run a slice at a time (``segments.py``), so the check keeps the export's memory bound. The
+files just written, graphs a slice at a time (``segments.py``), so the check keeps the export's memory bound. The
 vision graph is compared whole. Of a decoder too large for that the first layers are compared.
 """
 
@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from vz_edge.bundle import Manifest
+from vz_edge.backends.transformers_backend import load_language_model
+from vz_edge.bundle import LANGUAGE_MODEL, Manifest
 from vz_edge.device.image import Tiles, make_tiles, vanilla_token_order
 from vz_edge.device.verify import PARITY_PROMPT, feature_sample, kept_agreement, parity_picture
 from vz_edge.errors import ExportError
@@ -113,21 +114,46 @@ def _compare_decoder(
     whole = elements <= WHOLE_DECODER_ELEMENTS
     layers = model.decoder.layers if whole else min(FIRST_LAYERS, model.decoder.layers)
     expected = reference.decoder_states(checkpoint, model, embeds, layers)
-    if layers == model.decoder.layers:
+    complete = layers == model.decoder.layers
+    if complete:
         head = checkpoint.load(
             "language_model.embed_tokens.weight" if model.decoder.tie_word_embeddings else "lm_head.weight"
         )
-        expected, output = expected[:, -1:] @ head.float().T, "logits"
-    else:
-        output = f"language_model.layers.{layers}.input_layernorm/output_3"  # the residual sum
-    found = run_in_segments(folder / "decoder.onnx", _decoder_feeds(manifest, embeds.numpy()), [output])[0]
+        expected = expected[:, -1:] @ head.float().T
+    run = _transformers_states if manifest.format == "bnb" else _graph_states
+    found = run(folder, manifest, embeds, layers, complete)
     error = float(np.linalg.norm(found.astype(np.float32) - expected.numpy()) / np.linalg.norm(expected.numpy()))
     if not error <= LARGEST_DECODER_ERROR[manifest.weights.bits]:
         raise ExportError(
-            f"decoder.onnx differs from torch by {error:.1e} after {layers} layers: not exported; report this"
+            f"the decoder differs from torch by {error:.1e} after {layers} layers: not exported; report this"
         )
-    top = int(found[0, -1].argmax()) if output == "logits" else None
-    return {"layers": layers, "output": output, "relative_error": error, "top_token": top}
+    return {
+        "layers": layers,
+        "output": "logits" if complete else "residual",
+        "relative_error": error,
+        "top_token": int(found[0, -1].argmax()) if complete else None,
+    }
+
+
+def _graph_states(folder: Path, manifest: Manifest, embeds: torch.Tensor, layers: int, complete: bool) -> np.ndarray:
+    """What decoder.onnx gives: logits if ``complete``, else the residual stream after the first ``layers`` layers."""
+    output = "logits" if complete else f"language_model.layers.{layers}.input_layernorm/output_3"  # the residual sum
+    return run_in_segments(folder / "decoder.onnx", _decoder_feeds(manifest, embeds.numpy()), [output])[0]
+
+
+@torch.inference_mode()
+def _transformers_states(
+    folder: Path, manifest: Manifest, embeds: torch.Tensor, layers: int, complete: bool
+) -> np.ndarray:
+    """The same of a checkpoint with bitsandbytes weights, loaded as EdgeModel loads it and run on the CPU."""
+    model = load_language_model(folder / LANGUAGE_MODEL, "cpu", layers)
+    captured: dict[str, torch.Tensor] = {}
+    model.model.layers[-1].register_forward_hook(
+        lambda _module, _args, output: captured.update(residual=output[0] if isinstance(output, tuple) else output)
+    )
+    logits = model(inputs_embeds=embeds.to(model.dtype), use_cache=False, logits_to_keep=1).logits
+    found: np.ndarray = (logits if complete else captured["residual"]).float().numpy()
+    return found
 
 
 def _decoder_feeds(manifest: Manifest, embeds: np.ndarray) -> dict[str, np.ndarray]:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from vz_edge.host.checkpoint import Checkpoint
+from vz_edge.host.decoder_spec import decoder_config
 from vz_edge.host.select.visionzip import cls_scores, mean_keys
 from vz_edge.recipe import DecoderSpec, ModelSpec, TowerSpec
 
@@ -87,27 +88,9 @@ def decoder_states(checkpoint: Checkpoint, model: ModelSpec, embeds: torch.Tenso
 
 def one_layer_decoder(spec: DecoderSpec) -> Any:
     """A transformers decoder with one layer of the true width and next to no vocabulary, in float32."""
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoModel
 
-    config = AutoConfig.for_model(
-        spec.type,
-        hidden_size=spec.hidden_size,
-        intermediate_size=spec.intermediate_size,
-        num_hidden_layers=1,
-        num_attention_heads=spec.heads,
-        num_key_value_heads=spec.kv_heads,
-        head_dim=spec.head_dim,
-        vocab_size=8,
-        pad_token_id=None,
-        bos_token_id=None,
-        eos_token_id=None,
-        max_position_embeddings=spec.context_length,
-        rms_norm_eps=spec.rms_norm_eps,
-        rope_parameters={"rope_type": "default", **(spec.rope_scaling or {}), "rope_theta": spec.rope_theta},
-        sliding_window=spec.sliding_window,
-        attention_bias=spec.output_bias,
-        mlp_bias=spec.mlp_bias,
-    )
+    config = decoder_config(spec, num_hidden_layers=1, vocab_size=8)
     return AutoModel.from_config(config, dtype=torch.float32).eval()
 
 

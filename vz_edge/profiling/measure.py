@@ -30,7 +30,7 @@ PICTURE_SEED = 0
 def prepare(folder: Path, providers: Sequence[str], threads: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """Load the bundle; the returned function answers ``{"what": "load"}`` and ``{"what": "round", ...}``."""
     meter = MemoryMeter(providers[0])
-    cached = cached_share(path for path in sorted(folder.iterdir()) if path.is_file())
+    cached = cached_share(path for path in sorted(folder.rglob("*")) if path.is_file())
     meter.begin_turn()
     model = EdgeModel.load(folder, providers=providers, threads=threads)
     loaded = {"load_sec": model.load_sec, "cached_share": cached, "memory": {"load": meter.end_stage()}}

@@ -12,25 +12,35 @@ from vz_edge.recipe import DecoderSpec, ModelSpec
 # 1B and a 13B shape peak 0.82 and 0.94 GB above one decoder layer (profiles/reports/export_memory_*.md).
 HOST_BASE_BYTES = 900_000_000
 ACTIVATION_BYTES = {"cpu": 4, "cuda": 2}
+NF4_BLOCK, NF4_SCALES_BLOCK = 64, 256  # NF4 with double quantisation: QLoRA (arXiv 2305.14314)
 
 
 def bundle_bytes(model: ModelSpec, weights: WeightSpec, target: str) -> dict[str, int]:
-    """Predicted bytes of a bundle's parts on disk: ``vision``, ``decoder``, ``lm_head``, ``embedding``."""
-    activation, block = ACTIVATION_BYTES[target], weights.block_size
-    decoder, tower = model.decoder, model.tower
-    layers_in_graph = tower.layers + 1 + model.feature_layer
-    width, mlp = tower.hidden_size, tower.intermediate_size
-    vision_linear = 4 * layers_in_graph * [(width, width)] + layers_in_graph * [(mlp, width), (width, mlp)]
-    vision_linear += [(decoder.hidden_size, width), (decoder.hidden_size, decoder.hidden_size)]
-    patch_and_position = 3 * tower.patch_size**2 * width + (tower.patches + 1) * width
-    vision_small = patch_and_position + layers_in_graph * (9 * width + mlp)
-    decoder_small = decoder.context_length * decoder.head_dim + 2 * decoder.layers * decoder.hidden_size
+    """Predicted bytes of a bundle's parts on disk: ``vision``, ``decoder``, ``lm_head``, ``embedding``.
+
+    With bitsandbytes weights ``decoder`` has all of the checkpoint but lm_head: a token table of its own, too, so that
+    transformers loads it as it is.
+    """
+    activation, decoder = ACTIVATION_BYTES[target], model.decoder
+    embedding = embedding_rows(model) * decoder.hidden_size * 2
+    vision = _vision_bytes(model, weights, activation)
+    if weights.quantizer in ("nf4", "int8"):
+        table = 2 * decoder.vocab_size * decoder.hidden_size
+        norms = 2 * (2 * decoder.layers + 1) * decoder.hidden_size
+        return {
+            "vision": vision,
+            "decoder": bitsandbytes_bytes(decoder_linear_shapes(decoder), weights.bits) + table + norms,
+            "lm_head": 0 if decoder.tie_word_embeddings else table,
+            "embedding": embedding,
+        }
+    block = weights.block_size
+    small = decoder.context_length * decoder.head_dim + 2 * decoder.layers * decoder.hidden_size
+    linear = linear_bytes(decoder_linear_shapes(decoder), weights.bits, block, activation)
     return {
-        "vision": linear_bytes(vision_linear, weights.vision_bits, block, activation) + vision_small * activation,
-        "decoder": linear_bytes(decoder_linear_shapes(decoder), weights.bits, block, activation)
-        + decoder_small * activation,
+        "vision": vision,
+        "decoder": linear + small * activation,
         "lm_head": linear_bytes([(decoder.vocab_size, decoder.hidden_size)], weights.lm_head_bits, block, activation),
-        "embedding": embedding_rows(model) * decoder.hidden_size * 2,
+        "embedding": embedding,
     }
 
 
@@ -56,6 +66,15 @@ def linear_bytes(shapes: list[tuple[int, int]], bits: int, block_size: int, acti
     return total
 
 
+def bitsandbytes_bytes(shapes: list[tuple[int, int]], bits: int) -> int:
+    """The same as bitsandbytes stores them: LLM.int8(), or NF4 with double quantisation."""
+    elements = sum(outputs * inputs for outputs, inputs in shapes)
+    if bits == 8:
+        return elements + 4 * sum(outputs for outputs, _ in shapes)
+    scales = elements // NF4_BLOCK
+    return elements // 2 + scales + 4 * (scales // NF4_SCALES_BLOCK)
+
+
 def embedding_rows(model: ModelSpec) -> int:
     """Rows of the token table: padded so that the image token has one."""
     return max(model.decoder.vocab_size, model.image_token_id + 1)
@@ -70,3 +89,15 @@ def export_peak_rss_bytes(model: ModelSpec) -> int:
     """Predicted peak resident memory of the export: a base, and one decoder layer in float32 (the parity check)."""
     shapes = decoder_linear_shapes(model.decoder)
     return HOST_BASE_BYTES + 4 * sum(outputs * inputs for outputs, inputs in shapes) // model.decoder.layers
+
+
+def _vision_bytes(model: ModelSpec, weights: WeightSpec, activation_bytes: int) -> int:
+    tower, hidden = model.tower, model.decoder.hidden_size
+    layers_in_graph = tower.layers + 1 + model.feature_layer
+    width, mlp = tower.hidden_size, tower.intermediate_size
+    linear = 4 * layers_in_graph * [(width, width)] + layers_in_graph * [(mlp, width), (width, mlp)]
+    linear += [(hidden, width), (hidden, hidden)]
+    patch_and_position = 3 * tower.patch_size**2 * width + (tower.patches + 1) * width
+    small = patch_and_position + layers_in_graph * (9 * width + mlp)
+    stored = linear_bytes(linear, weights.vision_bits, weights.block_size, activation_bytes)
+    return stored + small * activation_bytes

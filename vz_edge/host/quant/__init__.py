@@ -6,7 +6,6 @@ Two quantisers with one contract, ``quantize(blocks, bits) -> (values, scales, z
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Literal
@@ -16,11 +15,11 @@ import torch
 
 from vz_edge.bundle import WeightSpec
 from vz_edge.host.quant import hqq, rtn
+from vz_edge.host.quant.chunks import CHUNK_VALUES, in_threads
 from vz_edge.host.quant.pack import pack, pack_zero_points
 from vz_edge.host.weight import Weight
 
 METHODS: dict[str, ModuleType] = {"rtn": rtn, "hqq": hqq}
-CHUNK_VALUES = 256 * 1024  # values quantised at a time by a thread: 1 MB of float32, which stays in the cache
 
 
 @dataclass(frozen=True)
@@ -34,8 +33,8 @@ class QuantConfig:
 
 
 def quant_config(bits: Literal[4, 8, 16], weights: WeightSpec) -> QuantConfig | None:
-    """How a bundle with these ``weights`` quantises its layers of so many bits; None for 16."""
-    return None if bits == 16 else QuantConfig(bits, weights.block_size, weights.quantizer)
+    """How a bundle with these ``weights`` quantises its graphs' layers of so many bits; None for 16."""
+    return None if bits == 16 else QuantConfig(bits, weights.block_size, weights.quantizer)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -64,12 +63,7 @@ def quantize(weight: Weight, quant: QuantConfig) -> Quantized:
         packed[chunk] = pack(q, quant.bits)
         zero_points[chunk] = pack_zero_points(zeros, quant.bits)
 
-    threads = torch.get_num_threads()
-    # A chunk a thread: torch's own threads would wait for each other after every one of the short operations.
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for _ in pool.map(quantize_rows, range(0, rows, step)):
-            pass
-    torch.set_num_threads(threads)
+    in_threads(quantize_rows, range(0, rows, step))
     return Quantized(packed, scales, zero_points)
 
 

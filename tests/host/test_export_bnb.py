@@ -1,0 +1,182 @@
+"""Bundles with bitsandbytes weights, from the command line to the answer."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file, save_file
+
+from tests.cli.test_cli import vz_edge
+from tests.tiny import make_checkpoint
+from vz_edge.backends import transformers_backend
+from vz_edge.bundle import read_manifest, write_manifest
+from vz_edge.device.memory_check import memory_need
+from vz_edge.device.model import EdgeModel
+from vz_edge.device.verify import look_again
+from vz_edge.errors import CorruptBundleError, DependencyError, ExportError, VzEdgeError
+from vz_edge.host import parity
+from vz_edge.host.export import ExportRequest, SilentProgress, plan_export, resolve_weights, write_bundle
+from vz_edge.profiling.memory import bundle_bytes
+
+pytest.importorskip("bitsandbytes")
+PICTURE = np.random.default_rng(0).integers(0, 256, (150, 150, 3), dtype=np.uint8)
+QUESTIONS = ["What is this?", "What is to the left?"]
+FILES = {
+    "chat_template.jinja",
+    "embedding.data",
+    "language_model/config.json",
+    "language_model/generation_config.json",
+    "language_model/model-00001-of-00001.safetensors",
+    "language_model/model.safetensors.index.json",
+    "preprocessor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vision.onnx",
+    "vision.onnx.data",
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a checkpoint and its bundles ``bnb4`` (by the command line, for the CPU), ``bnb8`` (for CUDA)."""
+    folder = tmp_path_factory.mktemp("bnb")
+    checkpoint = folder / "checkpoint"
+    make_checkpoint(checkpoint, family="llava_next", decoder="mistral")
+    options = ("--format", "bnb", "--tokens", "90", "--out", folder / "bnb4")
+    done = vz_edge("export", "--model", checkpoint, *options)
+    assert done.returncode == 0, done.stderr
+    assert "4-bit weights of bitsandbytes for cpu" in done.stdout and "2 of 2 layers" in done.stdout
+    request = ExportRequest(str(checkpoint), folder / "bnb8", format="bnb", bits=8, target="cuda", tokens="90")
+    write_bundle(plan_export(request), SilentProgress())
+    return folder
+
+
+@pytest.fixture(scope="module", params=["bnb4", "bnb8"])
+def bundle(request: pytest.FixtureRequest, folder: Path) -> Path:
+    return folder / request.param
+
+
+def test_the_bundle_holds_what_the_manifest_says(bundle: Path) -> None:
+    manifest = read_manifest(bundle)
+    assert manifest.files.keys() == FILES
+    assert manifest.format == "bnb" and manifest.weights.lm_head_bits == manifest.weights.vision_bits == 16
+    decoder = manifest.parity["decoder"]
+    assert decoder["layers"] == 2 and 0 < decoder["relative_error"] < (0.3 if manifest.weights.bits == 4 else 0.03)
+    need = memory_need(bundle, manifest, context_tokens=0)
+    assert need.decoder_bytes > manifest.files["language_model/model-00001-of-00001.safetensors"].size_bytes
+
+
+def test_sizes_are_predicted(bundle: Path) -> None:
+    manifest = read_manifest(bundle)
+    predicted = bundle_bytes(manifest.model, manifest.weights, manifest.target)
+    index = json.loads((bundle / "language_model" / "model.safetensors.index.json").read_text())
+    assert predicted["embedding"] == manifest.files["embedding.data"].size_bytes
+    # Tables of a kilobyte a layer, which all of NF4's layers have, weigh at this width.
+    tables = 14 * 1400 if manifest.weights.bits == 4 else 0
+    assert predicted["decoder"] + predicted["lm_head"] + tables == pytest.approx(
+        index["metadata"]["total_size"], rel=0.01
+    )
+
+
+def test_questions_are_answered_in_every_way_alike(bundle: Path) -> None:
+    model = EdgeModel.load(bundle)
+    separate = [model.ask(PICTURE, question, max_new_tokens=6) for question in QUESTIONS]
+    assert separate[0].image_tokens == 90 and separate[0].answer_tokens > 1
+    stream = model.stream(PICTURE, QUESTIONS[0], max_new_tokens=6)
+    assert "".join(stream) == separate[0].text and stream.reply.token_ids == separate[0].token_ids
+    again = model.ask_many(PICTURE, [QUESTIONS[0]] * 2, max_new_tokens=6)
+    assert again[0].token_ids == again[1].token_ids
+    assert look_again(model).agrees(model.manifest.target)
+    assert model.decoder.cache_bytes_per_token == model.manifest.predicted["kv_cache_bytes_per_token"]
+
+
+def test_threads_share_a_model(folder: Path) -> None:
+    model = EdgeModel.load(folder / "bnb4")  # fresh: bitsandbytes rearranges its weights at the first call
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda question: model.ask(None, question, max_new_tokens=4).token_ids, QUESTIONS * 4))
+    assert found == [model.ask(None, question, max_new_tokens=4).token_ids for question in QUESTIONS] * 4
+
+
+def test_verify_inspect_and_run_take_it(bundle: Path) -> None:
+    verified = vz_edge("verify", bundle)
+    assert verified.returncode == 0, verified.stderr
+    assert "every hash is as recorded" in verified.stdout and "the same next token" in verified.stdout
+    inspected = vz_edge("inspect", bundle)
+    assert inspected.returncode == 0 and "language_model/config.json" in inspected.stdout
+    ran = vz_edge("run", bundle, "what?", "--max-new-tokens", 2)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stderr.count("\n") == 1, ran.stderr  # the timings, and no library's chatter
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"bits": 16}, r"no 16 bits: .*--format onnx"),
+        ({"lm_head_bits": 8}, "--lm-head-bits 8 does not apply to --format bnb"),
+        ({"vision_bits": 8}, "--vision-bits 8 does not apply"),
+        ({"block_size": 128}, "--block-size 128 does not apply"),
+        ({"quantizer": "hqq"}, "--quantizer hqq does not apply"),
+    ],
+    ids=str,
+)
+def test_options_that_bitsandbytes_has_not_are_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ExportError, match=said):
+        resolve_weights(ExportRequest("any", format="bnb", **options))
+    assert resolve_weights(ExportRequest("any", format="bnb", lm_head_bits=16)).quantizer == "nf4"
+
+
+def test_without_bitsandbytes_neither_side_starts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transformers_backend, "PACKAGES", ("torch", "no_such_package"))
+    request = ExportRequest(str(folder / "checkpoint"), folder / "never", format="bnb")
+    with pytest.raises(DependencyError, match=r"exporting with --format bnb needs no_such_package.*vz-edge\[bnb\]"):
+        plan_export(request)
+    with pytest.raises(DependencyError, match=r"bnb4 has bitsandbytes weights.*vz-edge\[bnb\].*--format onnx"):
+        EdgeModel.load(folder / "bnb4")
+    assert not (folder / "never").exists()
+
+
+def test_a_checkpoint_without_a_tensor_is_corrupt(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "bnb4", tmp_path / "bundle")
+    file = tmp_path / "bundle" / "language_model" / "model-00001-of-00001.safetensors"
+    tensors = {name: tensor for name, tensor in load_file(file).items() if name != "lm_head.weight"}
+    save_file(tensors, file, metadata={"format": "pt"})
+    manifest = read_manifest_without_files(tmp_path / "bundle")
+    write_manifest(tmp_path / "bundle", manifest, lambda *_: None)
+    with pytest.raises(CorruptBundleError, match=r"lm_head\.weight"):
+        EdgeModel.load(tmp_path / "bundle")
+
+
+def read_manifest_without_files(folder: Path) -> Any:
+    """The manifest of a bundle whose files were changed on purpose."""
+    path = folder / "vz_edge.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"files": {}}))
+    return read_manifest(folder)
+
+
+def test_an_export_that_disagrees_with_torch_leaves_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = parity.reference.decoder_states
+    monkeypatch.setattr(parity.reference, "decoder_states", lambda *args: -honest(*args))
+    request = ExportRequest(str(folder / "checkpoint"), tmp_path / "bundle", format="bnb", tokens="all")
+    with pytest.raises(VzEdgeError, match="the decoder differs from torch"):
+        write_bundle(plan_export(request), SilentProgress())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_the_first_layers_of_a_large_decoder_are_compared(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parity, "WHOLE_DECODER_ELEMENTS", 0)
+    monkeypatch.setattr(parity, "FIRST_LAYERS", 1)
+    manifest = read_manifest(folder / "bnb4")
+    checkpoint = plan_export(ExportRequest(str(folder / "checkpoint"), tmp_path / "never")).checkpoint
+    record = parity.check_parity(folder / "bnb4", manifest, checkpoint)["decoder"]
+    assert (record["layers"], record["output"], record["top_token"]) == (1, "residual", None)
+    assert 0 < record["relative_error"] < 0.3

@@ -1,0 +1,151 @@
+"""Language models with bitsandbytes weights: whether this machine can run one, on which processor, and loading it."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from vz_edge.backends.bitsandbytes_trial import fault, kernel_trial
+from vz_edge.bundle import LANGUAGE_MODEL, Manifest
+from vz_edge.device.decoder import Decoder
+from vz_edge.device.doctor.process import one_line
+from vz_edge.device.runtime import CPU, CUDA
+from vz_edge.errors import CorruptBundleError, DependencyError, ProviderError
+
+PACKAGES = ("torch", "transformers", "bitsandbytes", "accelerate")
+Device = Literal["cpu", "cuda"]
+
+
+@dataclass(frozen=True)
+class TransformersBackend:
+    """transformers and bitsandbytes on ``device``."""
+
+    device: Device
+
+    @property
+    def provider(self) -> str:
+        """ONNX Runtime's name of the device."""
+        return CUDA if self.device == "cuda" else CPU
+
+    @classmethod
+    def choose(cls, folder: Path, providers: Sequence[str] | None, manifest: Manifest) -> TransformersBackend:
+        """Check packages and kernels. Raises DependencyError and ProviderError."""
+        require_packages(f"{folder} has bitsandbytes weights, and running them")
+        device = choose_device(providers, manifest.target)
+        require_kernel(manifest.weights.bits, device)
+        return cls(device)
+
+    def open(self, folder: Path, threads: int | None) -> Decoder:
+        """Load the language model; ``threads`` are torch's, of the whole process."""
+        import torch
+
+        from vz_edge.backends.transformers_decoder import TransformersDecoder
+
+        if threads is not None and self.device == "cpu":
+            torch.set_num_threads(threads)
+        model = load_language_model(folder / LANGUAGE_MODEL, self.device)
+        if not model.config.tie_word_embeddings:
+            # Embeddings come from the bundle's own table; half a gigabyte would lie idle.
+            model.set_input_embeddings(torch.nn.Embedding(1, 1, dtype=model.dtype, device=model.device))
+        return TransformersDecoder(model)
+
+
+def require_packages(what: str) -> None:
+    """Raise DependencyError where a package is missing; ``what`` needs them."""
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise DependencyError(
+            f"{what} needs {', '.join(missing)}, not installed here; pip install 'vz-edge[bnb]', or export with "
+            "--format onnx, which runs without"
+        )
+
+
+def choose_device(providers: Sequence[str] | None, target: Literal["cpu", "cuda"]) -> Device:
+    """Where the language model runs: on the CPU where ``providers`` begin with it, on CUDA where they do otherwise.
+
+    None takes CUDA for a bundle exported for it, where torch has it. Raises ProviderError where torch does not.
+    """
+    import torch
+
+    available = torch.cuda.is_available()
+    if providers is None:
+        return "cuda" if target == "cuda" and available else "cpu"
+    first = providers if isinstance(providers, str) else providers[0]
+    if first.removesuffix("ExecutionProvider").lower() == "cpu":
+        return "cpu"
+    if not available:
+        raise ProviderError(
+            f"the language model cannot run on '{first}': torch {torch.__version__} has no CUDA device here; install "
+            "a CUDA build of torch, or take --provider cpu"
+        )
+    return "cuda"
+
+
+def require_kernel(bits: int, device: Device) -> None:
+    """Run bitsandbytes' kernel once. Raises ProviderError where it fails or computes wrongly."""
+    _silence_bitsandbytes()
+    reason = fault(kernel_trial(bits, device))
+    if reason is not None:
+        raise ProviderError(
+            f"bitsandbytes cannot run its {bits}-bit kernel on this machine's {device} ({reason}); build it from "
+            "source for this machine, or export with --format onnx, which needs no bitsandbytes"
+        )
+
+
+def load_language_model(folder: Path, device: Device, layers: int | None = None) -> Any:
+    """The checkpoint in ``folder`` with transformers' ``from_pretrained``, or its first ``layers`` layers.
+
+    On the CPU in bf16 whatever the checkpoint's own dtype is: products of several rows in fp16 are 50 times slower
+    there (measured). Raises CorruptBundleError.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        if device == "cpu":
+            config.dtype = torch.bfloat16
+            config.quantization_config["bnb_4bit_compute_dtype"] = "bfloat16"
+        config.num_hidden_layers = layers or config.num_hidden_layers
+        with _quiet_transformers():
+            model, found = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                dtype=config.dtype,
+                device_map={"": device},
+                local_files_only=True,
+                output_loading_info=True,
+            )
+    except Exception as error:  # transformers, accelerate and safetensors have no common base class
+        raise CorruptBundleError(f"{folder} cannot be loaded by transformers ({one_line(error)})") from error
+    if found["missing_keys"]:
+        raise CorruptBundleError(
+            f"{folder} lacks {', '.join(sorted(found['missing_keys'])[:3])}...; export the bundle again"
+        )
+    return model.eval()
+
+
+def _silence_bitsandbytes() -> None:
+    """It warns of optional packages when imported and of LLM.int8()'s cast to fp16 at every layer of every token."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No bar, and no report of the tensors of layers that are left out."""
+    from transformers.utils import logging as transformers_logging
+
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,57 @@
+"""Which runtime a bundle's language model needs, whether this machine has it, and on which processor.
+
+Chosen before anything is loaded, so that a missing package, a GPU that is not there or too little memory is known at
+once. This is the only place of the device side that reaches for torch, and only for a bundle with bitsandbytes weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from vz_edge.bundle import Manifest
+from vz_edge.device.decoder import Decoder
+from vz_edge.device.onnx_decoder import OnnxDecoder
+from vz_edge.device.runtime import choose_providers
+
+
+class Backend(Protocol):
+    """A runtime for language models. ``provider`` is ONNX Runtime's name of the processor whose memory it takes."""
+
+    @property
+    def provider(self) -> str:
+        """CPUExecutionProvider, CUDAExecutionProvider..."""
+
+    def open(self, folder: Path, threads: int | None) -> Decoder:
+        """Load the language model of the bundle in ``folder``. Raises BundleError or ProviderError."""
+
+
+@dataclass(frozen=True)
+class OnnxBackend:
+    """decoder.onnx on the first of ``providers`` that takes it."""
+
+    providers: tuple[str, ...]
+
+    @property
+    def provider(self) -> str:
+        """The provider that is preferred."""
+        return self.providers[0]
+
+    def open(self, folder: Path, threads: int | None) -> Decoder:
+        """As Backend.open."""
+        return OnnxDecoder.open(folder, self.providers, threads)
+
+
+def choose_backend(folder: Path, manifest: Manifest, providers: Sequence[str] | None) -> Backend:
+    """The backend of a bundle; ``providers`` as in ``EdgeModel.load``.
+
+    Raises DependencyError where a package is missing, ProviderError where a processor or a kernel is.
+    """
+    if manifest.format == "bnb":
+        # torch and transformers are loaded here, and nowhere else on the device side.
+        from vz_edge.backends.transformers_backend import TransformersBackend
+
+        return TransformersBackend.choose(folder, providers, manifest)
+    return OnnxBackend(tuple(choose_providers(providers, manifest.target)))

@@ -1,0 +1,125 @@
+"""The decoder in ONNX Runtime: a session of ``decoder.onnx`` and its KV cache.
+
+Each layer's keys and values live in one preallocated buffer [1, kv_heads, capacity, head_dim] that is bound
+both as past and as present (IO binding), so GroupQueryAttention appends in place and nothing is copied from
+token to token. The length of what is valid is told by the attention mask, which makes going back free.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vz_edge.device.decoder import check_append, check_rewind
+from vz_edge.device.mapped import MappedWeights
+from vz_edge.device.runtime import CUDA, open_session
+from vz_edge.errors import CorruptBundleError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from onnxruntime import InferenceSession, OrtValue
+
+DTYPES: dict[str, np.dtype] = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
+PAST, PRESENT = "past_key_values.", "present."
+
+
+class OnnxDecoder:
+    """``decoder.onnx`` as a Decoder; ``dtype`` is the precision of embeddings and cache."""
+
+    def __init__(self, session: InferenceSession) -> None:
+        self.session = session
+        inputs = {value.name: value for value in session.get_inputs()}
+        outputs = {value.name: value for value in session.get_outputs()}
+        self.cache_names = [name.removeprefix(PAST) for name in inputs if name.startswith(PAST)]
+        try:
+            embeds, past = inputs["inputs_embeds"], inputs[PAST + self.cache_names[0]]
+            self.dtype = DTYPES[embeds.type]
+            self.hidden_size = int(embeds.shape[2])
+            self.kv_heads, self.head_dim = int(past.shape[1]), int(past.shape[3])
+            self.vocab_size = int(outputs["logits"].shape[2])
+            self.logits_dtype = DTYPES[outputs["logits"].type]
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise CorruptBundleError(
+                f"decoder.onnx has inputs {sorted(inputs)[:4]}... that no bundle has; export the bundle again"
+            ) from error
+        self.device = "cuda" if session.get_providers()[0] == CUDA else "cpu"
+
+    @classmethod
+    def open(cls, folder: Path, providers: Sequence[str], threads: int | None) -> OnnxDecoder:
+        """Open the bundle's decoder. Raises CorruptBundleError or ProviderError."""
+        session = open_session(folder / "decoder.onnx", providers, threads)
+        MappedWeights(folder / "decoder.onnx.data").release()
+        return cls(session)
+
+    @property
+    def cache_bytes_per_token(self) -> int:
+        """Bytes of KV cache that a token takes, all layers together."""
+        return len(self.cache_names) * self.kv_heads * self.head_dim * self.dtype.itemsize
+
+    def start(self, capacity: int) -> OnnxContext:
+        """An empty context for up to ``capacity`` tokens."""
+        return OnnxContext(self, capacity)
+
+
+class OnnxContext:
+    """A KV cache and its length.
+
+    On the CPU the cache is zero pages until written, so capacity that is not used costs no memory.
+    """
+
+    def __init__(self, decoder: OnnxDecoder, capacity: int) -> None:
+        self.capacity = capacity
+        self.length = 0
+        self._decoder = decoder
+        self._binding = decoder.session.io_binding()
+        self._mask = np.ones((1, capacity), dtype=np.int64)
+        self._logits = np.empty((1, 1, decoder.vocab_size), dtype=decoder.logits_dtype)
+        for name, buffer in zip(decoder.cache_names, self._allocate(), strict=True):
+            self._binding.bind_ortvalue_input(PAST + name, buffer)
+            self._binding.bind_ortvalue_output(PRESENT + name, buffer)
+        self._binding.bind_output(
+            "logits", "cpu", 0, decoder.logits_dtype, self._logits.shape, self._logits.ctypes.data
+        )
+
+    def append(self, embeds: np.ndarray) -> np.ndarray:
+        """As Context.append."""
+        check_append(self, len(embeds))
+        total = self.length + len(embeds)
+        # Bound anew each time: on CUDA this is when the numbers are copied to the device.
+        row_major = np.ascontiguousarray(embeds[None], dtype=self._decoder.dtype)
+        self._binding.bind_cpu_input("inputs_embeds", row_major)
+        self._binding.bind_cpu_input("attention_mask", self._mask[:, :total])
+        self._decoder.session.run_with_iobinding(self._binding)
+        self.length = total
+        return self._logits[0, 0].astype(np.float32)
+
+    def rewind(self, length: int) -> None:
+        """As Context.rewind."""
+        check_rewind(self, length)
+        self.length = length
+
+    def _allocate(self) -> list[OrtValue]:
+        from onnxruntime import OrtValue
+
+        decoder = self._decoder
+        shape = (1, decoder.kv_heads, self.capacity, decoder.head_dim)
+        if decoder.device == "cuda":
+            return [OrtValue.ortvalue_from_shape_and_type(shape, decoder.dtype, "cuda", 0) for _ in decoder.cache_names]
+        cache = _untouched((len(decoder.cache_names), *shape), decoder.dtype)
+        return [OrtValue.ortvalue_from_numpy(buffer) for buffer in cache]
+
+
+def _untouched(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Zeros whose small pages become real when they are written.
+
+    numpy asks for huge pages, and a head's first token would then make 2 MB of every head's future real.
+    """
+    pages = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        pages.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(pages, dtype=dtype).reshape(shape)
