@@ -43,6 +43,17 @@ def test_it_sees_the_example(demo: tuple[Path, EdgeModel]) -> None:
     assert {reply.finish_reason for reply in replies} == {"stop"}
 
 
+def test_a_session_answers_as_fresh_asks_do(demo: tuple[Path, EdgeModel]) -> None:
+    """The tokens that are kept of a picture serve any question, so one look at it is enough."""
+    _, model = demo
+    session = model.session()
+    session.look(PICTURE)
+    replies = [session.ask(question, max_new_tokens=8) for question in ANSWERS]
+    fresh = [model.ask(PICTURE, question, max_new_tokens=8) for question in ANSWERS]
+    assert [reply.token_ids for reply in replies] == [reply.token_ids for reply in fresh]
+    assert all(reply.cached_tokens > reply.image_tokens for reply in replies)
+
+
 def test_it_sees_pictures_that_training_never_saw(demo: tuple[Path, EdgeModel]) -> None:
     _, model = demo
     questions, answers, numbers = get_test_questions()

@@ -41,6 +41,7 @@ from vz_edge.errors import (
 if TYPE_CHECKING:
     from vz_edge.device.model import EdgeModel
     from vz_edge.device.reply import Reply, Stream
+    from vz_edge.device.session import Session
     from vz_edge.device.vision import VisionResult
     from vz_edge.host.compress import compress, restore
 
@@ -67,6 +68,7 @@ __all__ = [
     "RecipeError",
     "Reply",
     "RequestError",
+    "Session",
     "Stream",
     "TargetExistsError",
     "TensorShapeError",
@@ -81,6 +83,7 @@ __all__ = [
 _LAZY = {
     "EdgeModel": "vz_edge.device.model",
     "Reply": "vz_edge.device.reply",
+    "Session": "vz_edge.device.session",
     "Stream": "vz_edge.device.reply",
     "VisionResult": "vz_edge.device.vision",
     "compress": "vz_edge.host.compress",

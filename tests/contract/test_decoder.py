@@ -156,3 +156,16 @@ def test_contexts_do_not_touch_each_other(kept: Kept, embeds: np.ndarray) -> Non
 
 def test_a_token_of_cache_costs_bytes(kept: Kept) -> None:
     assert kept.decoder.cache_bytes_per_token > 0
+
+
+def test_a_fork_goes_on_from_the_same_past_on_its_own(kept: Kept, embeds: np.ndarray) -> None:
+    context = kept.decoder.start(CAPACITY)
+    unread = context.fork()
+    context.append(embeds[:8])
+    context.rewind(6)
+    fork = context.fork()
+    assert (fork.length, fork.capacity) == (6, CAPACITY)
+    kept.assert_same(context.append(embeds[10:13]), kept.fresh(embeds[[*range(6), *range(10, 13)]]))
+    kept.assert_same(fork.append(embeds[6:9]), kept.fresh(embeds[:9]))
+    kept.assert_same(context.append(embeds[13:14]), kept.fresh(embeds[[*range(6), *range(10, 14)]]))
+    kept.assert_same(unread.append(embeds[:2]), kept.fresh(embeds[:2]))

@@ -55,3 +55,11 @@ class PreallocatedCache(Cache):
         """Make the first ``length`` tokens the valid ones; they must have been written."""
         for layer in self.layers:
             layer.length = length
+
+    def copy_from(self, other: PreallocatedCache, length: int) -> None:
+        """Take over the first ``length`` tokens of another cache of the same capacity."""
+        for layer, source in zip(self.layers, other.layers, strict=True):
+            if source.is_initialized:
+                layer.lazy_initialization(source.keys[:, :, :0], source.values[:, :, :0])
+                layer.keys[:, :, :length] = source.keys[:, :, :length]
+                layer.values[:, :, :length] = source.values[:, :, :length]

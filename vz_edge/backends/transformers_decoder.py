@@ -71,3 +71,11 @@ class TransformersContext:
         """As Context.rewind."""
         check_rewind(self, length)
         self.length = length
+
+    @torch.inference_mode()
+    def fork(self) -> TransformersContext:
+        """As Context.fork."""
+        twin = TransformersContext(self._decoder, self.capacity)
+        twin._cache.copy_from(self._cache, self.length)
+        twin.length = self.length
+        return twin

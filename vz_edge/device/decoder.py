@@ -41,6 +41,9 @@ class Context(Protocol):
     def rewind(self, length: int) -> None:
         """Forget all but the first ``length`` tokens. Raises ContextLengthError for more than were read."""
 
+    def fork(self) -> Context:
+        """An independent context of the same capacity that has read the same tokens. Their cache is copied."""
+
 
 class Decoder(Protocol):
     """A language model without its token table: stateless, safe to share between threads."""

@@ -60,3 +60,10 @@ class FakeContext:
         """As Context.rewind."""
         check_rewind(self, length)
         self.length = length
+
+    def fork(self) -> FakeContext:
+        """As Context.fork."""
+        twin = FakeContext(self._decoder, self.capacity)
+        twin.length = self.length
+        twin._embeds[: self.length] = self._embeds[: self.length]
+        return twin

@@ -39,6 +39,8 @@ from vz_edge.errors import ContextLengthError, RequestError
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # a type checker brings it along; nothing needs it at run time
 
+    from vz_edge.device.session import Session
+
 Picture = ImageSource | VisionResult
 Pictures = Picture | Sequence[Picture] | None
 Prompt = str | Sequence[Message]
@@ -77,11 +79,12 @@ class _Question:
 
 
 class _Spent(NamedTuple):
-    """Seconds that went into a question before its own prefill."""
+    """Seconds that went into a question before its own prefill, and tokens that were read before it was asked."""
 
     preprocess_sec: float = 0.0
     vision_sec: float = 0.0
     shared_prefill_sec: float = 0.0
+    cached_tokens: int = 0
 
 
 class EdgeModel:
@@ -143,6 +146,17 @@ class EdgeModel:
         embedding = EmbeddingTable(bundle / "embedding.data", decoder.hidden_size, decoder.dtype)
         context_length = min(model.decoder.context_length, max_context or model.decoder.context_length)
         return cls(manifest, vision, chat, embedding, decoder, context_length, time.perf_counter() - started)
+
+    def session(self, system: str | None = None, max_context: int | None = None) -> Session:
+        """A conversation that looks at a picture once and answers any number of questions about it.
+
+        ``system`` is what the model is told first; ``max_context`` lowers the context further, to bound the memory
+        of the session's KV cache. Raises RequestError, also where the chat template has no place for ``system``,
+        and ContextLengthError.
+        """
+        from vz_edge.device.session import Session
+
+        return Session(self, system, max_context)
 
     def encode(self, image: ImageSource) -> VisionResult:
         """Look at a picture once; what is returned can be asked about any number of times. Raises ImageError."""
@@ -206,7 +220,7 @@ class EdgeModel:
         for question in questions:
             context.rewind(shared_length)
             replies.append(Stream(self._answer(context, question, len(shared), results, spent)).reply)
-            spent = _Spent()
+            spent = _Spent(cached_tokens=shared_length)
         return replies
 
     def _start(self, question: _Question) -> Generator[str, None, Reply]:
@@ -227,6 +241,7 @@ class EdgeModel:
             token_ids=answer.token_ids,
             prompt_tokens=question.prompt_tokens,
             image_tokens=question.image_tokens,
+            cached_tokens=spent.cached_tokens,
             preprocess_sec=spent.preprocess_sec,
             vision_sec=spent.vision_sec,
             prefill_sec=spent.shared_prefill_sec + answer.prefill_sec,
@@ -300,7 +315,8 @@ class EdgeModel:
         left = self.context_length - question.prompt_tokens - question.image_tokens
         if question.limits.max_new_tokens <= left:
             return
-        fits = f"lower max_new_tokens to {left}" if left > 0 else "shorten the prompt, or export with fewer --tokens"
+        shorter = f"shorten the prompt by {1 - left} tokens, or export with fewer --tokens"
+        fits = f"lower max_new_tokens to {left}" if left > 0 else shorter
         raise ContextLengthError(
             f"{question.prompt_tokens} prompt tokens, {question.image_tokens} image tokens and "
             f"{question.limits.max_new_tokens} new ones do not fit the context of {self.context_length}; {fits}"

@@ -79,7 +79,9 @@ class OnnxContext:
         self._binding = decoder.session.io_binding()
         self._mask = np.ones((1, capacity), dtype=np.int64)
         self._logits = np.empty((1, 1, decoder.vocab_size), dtype=decoder.logits_dtype)
-        for name, buffer in zip(decoder.cache_names, self._allocate(), strict=True):
+        self._cache: np.ndarray | None = None  # what the buffers are views of, on the CPU
+        self._buffers = self._allocate()
+        for name, buffer in zip(decoder.cache_names, self._buffers, strict=True):
             self._binding.bind_ortvalue_input(PAST + name, buffer)
             self._binding.bind_ortvalue_output(PRESENT + name, buffer)
         self._binding.bind_output(
@@ -103,6 +105,17 @@ class OnnxContext:
         check_rewind(self, length)
         self.length = length
 
+    def fork(self) -> OnnxContext:
+        """As Context.fork. On CUDA all of the cache is copied, a layer at a time through the host's memory."""
+        twin = OnnxContext(self._decoder, self.capacity)
+        if self._cache is not None and twin._cache is not None:
+            twin._cache[..., : self.length, :] = self._cache[..., : self.length, :]
+        else:
+            for buffer, other in zip(self._buffers, twin._buffers, strict=True):
+                other.update_inplace(buffer.numpy())
+        twin.length = self.length
+        return twin
+
     def _allocate(self) -> list[OrtValue]:
         from onnxruntime import OrtValue
 
@@ -110,8 +123,8 @@ class OnnxContext:
         shape = (1, decoder.kv_heads, self.capacity, decoder.head_dim)
         if decoder.device == "cuda":
             return [OrtValue.ortvalue_from_shape_and_type(shape, decoder.dtype, "cuda", 0) for _ in decoder.cache_names]
-        cache = _untouched((len(decoder.cache_names), *shape), decoder.dtype)
-        return [OrtValue.ortvalue_from_numpy(buffer) for buffer in cache]
+        self._cache = _untouched((len(decoder.cache_names), *shape), decoder.dtype)
+        return [OrtValue.ortvalue_from_numpy(buffer) for buffer in self._cache]
 
 
 def _untouched(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

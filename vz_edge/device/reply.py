@@ -13,9 +13,10 @@ from vz_edge.errors import VzEdgeError
 class Reply:
     """An answer with its measurements.
 
-    ``prompt_tokens`` are the text's alone, ``image_tokens`` the pictures'; ``answer_tokens`` counts all that were
-    generated, the stop token included (``token_ids``). Seconds are those spent in this call: a picture that was
-    encoded before costs nothing again. ``decode_sec`` runs from the first token to the last.
+    ``prompt_tokens`` are the text's alone, ``image_tokens`` the pictures'; of both, ``cached_tokens`` were in the KV
+    cache before the call. ``answer_tokens`` counts all that were generated, the stop token included (``token_ids``).
+    Seconds are those spent in this call: a picture that was encoded before costs nothing again. ``decode_sec`` runs
+    from the first token to the last.
     """
 
     text: str
@@ -23,6 +24,7 @@ class Reply:
     token_ids: tuple[int, ...]
     prompt_tokens: int
     image_tokens: int
+    cached_tokens: int
     preprocess_sec: float
     vision_sec: float
     prefill_sec: float
@@ -45,8 +47,9 @@ class Reply:
 
     @property
     def prefill_tokens_per_sec(self) -> float:
-        """Prompt and picture tokens read a second."""
-        return (self.prompt_tokens + self.image_tokens) / self.prefill_sec if self.prefill_sec else 0.0
+        """Prompt and picture tokens read a second; cached ones were not read."""
+        read = self.prompt_tokens + self.image_tokens - self.cached_tokens
+        return read / self.prefill_sec if self.prefill_sec else 0.0
 
     @property
     def decode_tokens_per_sec(self) -> float:
