@@ -72,9 +72,10 @@ def _transformers(rival: str, folder: Path, shape: str) -> Callable[[], dict]:
     from transformers import AutoModelForImageTextToText
 
     import vz_edge
+    from benchmarks.random_model import stock_processor
 
     model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
-    processor = _processor(folder, shape)
+    processor = stock_processor(model_of_shape(shape), folder)
     if rival == "compressed":
         processor = vz_edge.compress(model, processor, TOKENS)
     inputs = processor(images=_picture(shape), text=PROMPT, return_tensors="pt")
@@ -102,12 +103,14 @@ def _transformers(rival: str, folder: Path, shape: str) -> Callable[[], dict]:
 
 def _published(rival: str, folder: Path, shape: str) -> Callable[[], dict]:
     from benchmarks.published_vision import published
+    from benchmarks.random_model import stock_processor
     from vz_edge.host.checkpoint import Checkpoint
 
     model = model_of_shape(shape)
     budget = split_tokens(TOKENS, model.max_tiles, model.tower.patches)
     features = published(Checkpoint.open(folder), model, budget)
-    pixel_values = _processor(folder, shape)(images=_picture(shape), text=PROMPT, return_tensors="pt")["pixel_values"]
+    processor = stock_processor(model, folder)
+    pixel_values = processor(images=_picture(shape), text=PROMPT, return_tensors="pt")["pixel_values"]
 
     def run() -> dict:
         start = time.perf_counter()
@@ -115,18 +118,6 @@ def _published(rival: str, folder: Path, shape: str) -> Callable[[], dict]:
         return {"vision_sec": time.perf_counter() - start, "image_tokens": len(tokens)}
 
     return run
-
-
-def _processor(folder: Path, shape: str) -> Any:
-    from transformers import AutoImageProcessor, AutoTokenizer, LlavaNextProcessor
-
-    return LlavaNextProcessor(
-        image_processor=AutoImageProcessor.from_pretrained(folder),
-        tokenizer=AutoTokenizer.from_pretrained(folder),
-        patch_size=model_of_shape(shape).tower.patch_size,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-    )
 
 
 def _picture(shape: str) -> np.ndarray:

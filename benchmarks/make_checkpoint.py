@@ -82,7 +82,7 @@ def make_checkpoint(model: ModelSpec, folder: Path, part: Part) -> int:
     files = {f"model-{number:05}-of-{len(shards):05}.safetensors": shard for number, shard in enumerate(shards, 1)}
     for file, shard in files.items():
         _write_shard(folder / file, shard)
-    _write_configs(model, folder, part)
+    write_configs(model, folder, part)
     index = {
         "metadata": {"total_size": total_bytes},
         "weight_map": {tensor.name: file for file, shard in files.items() for tensor in shard},
@@ -215,9 +215,9 @@ def _bf16(numbers: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(numbers.view(np.uint16)[1::2])
 
 
-def _write_configs(model: ModelSpec, folder: Path, part: Part) -> None:
-    text = _text_config(model.decoder)
-    config = text if part == "decoder" else _llava_config(model, text)
+def write_configs(model: ModelSpec, folder: Path, part: Part) -> None:
+    """Write all of the checkpoint but its shards: config, tokenizer, processor."""
+    config = _text_config(model.decoder) if part == "decoder" else llava_config(model)
     _write_json(folder / "config.json", config)
     _write_json(folder / "generation_config.json", {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0})
     _write_json(folder / "tokenizer.json", _tokenizer(model.image_token_id))
@@ -258,13 +258,14 @@ def _text_config(decoder: DecoderSpec) -> dict:
     return config if decoder.sliding_window is None else config | {"sliding_window": decoder.sliding_window}
 
 
-def _llava_config(model: ModelSpec, text: dict) -> dict:
+def llava_config(model: ModelSpec) -> dict:
+    """The whole model's ``config.json``."""
     tower = model.tower
     names = {"llava": "LlavaForConditionalGeneration", "llava_next": "LlavaNextForConditionalGeneration"}
     config = {
         "architectures": [names[model.family]],
         "model_type": model.family,
-        "text_config": text,
+        "text_config": _text_config(model.decoder),
         "vision_config": {
             "model_type": "clip_vision_model",
             "hidden_size": tower.hidden_size,
@@ -282,7 +283,8 @@ def _llava_config(model: ModelSpec, text: dict) -> dict:
         "tie_word_embeddings": model.decoder.tie_word_embeddings,
         "torch_dtype": "bfloat16",
     }
-    return config | ({"image_grid_pinpoints": model.grid_pinpoints} if model.grid_pinpoints else {})
+    pinpoints = [list(size) for size in model.grid_pinpoints]  # as JSON has them
+    return config | ({"image_grid_pinpoints": pinpoints} if pinpoints else {})
 
 
 def _preprocessor_config(model: ModelSpec) -> dict:

@@ -5,13 +5,14 @@ attention and hands out the attention matrices of every layer; hidden state -2 i
 same layer, then projected. ``sdpa``: the same result with torch's fused attention, no attention matrix kept,
 the scores from one CLS query row and the last layer left out.
 
-Both read the random checkpoint that the ONNX graphs were made from, in float32.
+Both read the random checkpoint that the ONNX graphs were made from, in float32; ``published_features`` takes a tower
+that is there, of any precision and on any device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -28,9 +29,13 @@ Features = Callable[[torch.Tensor, int], torch.Tensor]
 
 def published(checkpoint: Checkpoint, model: ModelSpec, budget: TokenBudget) -> Features:
     """Features of ``pixel_values`` [tiles, 3, S, S] and the grid's width in tiles: [tiles * budget, hidden]."""
-    tower = _tower(checkpoint, model, "eager")
-    project = _projector(checkpoint)
-    keys = _record(tower.encoder.layers[-2].self_attn.k_proj)
+    return published_features(_tower(checkpoint, model, "eager"), _projector(checkpoint), model, budget)
+
+
+def published_features(tower: Any, project: torch.nn.Module, model: ModelSpec, budget: TokenBudget) -> Features:
+    """The same with a CLIP ``tower`` of transformers that has eager attention; a hook stays on it."""
+    layers = getattr(tower, "vision_model", tower).encoder.layers  # one module deeper in early releases of 5
+    keys = _record(layers[-2].self_attn.k_proj)
 
     def features(pixel_values: torch.Tensor, grid_width: int) -> torch.Tensor:
         output = tower(pixel_values, output_hidden_states=True, output_attentions=True)
@@ -68,7 +73,7 @@ def _reduce(
     kept, dominant, contextual = select(hidden, scores, mean_keys(keys, model.tower.heads), budget)
     tokens = torch.cat((dominant, contextual), dim=1)
     if model.family == "llava_next":
-        return project(llava_next.arrange(tokens, kept, torch.tensor([grid_width]), model.tower.patches_per_side))
+        return project(llava_next.arrange(tokens, kept, grid_width, model.tower.patches_per_side))
     return project(tokens.flatten(0, 1))
 
 
