@@ -80,7 +80,7 @@ def test_popes_prefill_is_predicted_with_a_known_miss() -> None:
 
 
 def test_prefill_and_vision_on_the_processor_are_as_measured() -> None:
-    """profiles/reports/decoder_speed.md and vision_speed.md: 210 tokens/s at 384, 2.08 s a tile, 11.7 s for five."""
+    """profiles/reports/prediction.md: 393 tokens in 1.81 s, 3001 in 17.4 s; vision_speed.md: 2.08 s a tile, 11.7 s for five."""
     device, runtime = load_device("cpu"), load_runtime("onnxruntime")
     efficiency = runtime.efficiency("cpu")
     model = load_recipe("llava-next-13b").model
@@ -89,9 +89,9 @@ def test_prefill_and_vision_on_the_processor_are_as_measured() -> None:
         work = vision_work(model, question_of(model, 320, tiles, 1, 1), read, 4, published=False)
         assert stage_sec(work, 16, device, efficiency) == pytest.approx(sec, rel=0.20)
     decoder = model_of_shape("1b").decoder
-    for tokens, sec in ((384, 384 / 210), (2944, 18.0)):
+    for tokens, sec in ((393, 1.81), (3001, 17.4)):
         work = prefill_work(decoder, tokens, 502_000_000, 4, published=False)
-        assert stage_sec(work, 4, device, efficiency) == pytest.approx(sec, rel=0.10)
+        assert stage_sec(work, 4, device, efficiency) == pytest.approx(sec, rel=0.12)
 
 
 def test_flops_are_those_of_the_published_architecture() -> None:
