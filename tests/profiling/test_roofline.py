@@ -80,7 +80,7 @@ def test_popes_prefill_is_predicted_with_a_known_miss() -> None:
 
 
 def test_prefill_and_vision_on_the_processor_are_as_measured() -> None:
-    """profiles/reports/prediction.md: 393 tokens in 1.81 s, 3001 in 17.4 s; vision_speed.md: 2.08 s a tile, 11.7 s for five."""
+    """prediction.md: 393 tokens in 1.81 s, 3001 in 17.4 s; vision_speed.md: 2.08 s a tile, 11.7 s for five."""
     device, runtime = load_device("cpu"), load_runtime("onnxruntime")
     efficiency = runtime.efficiency("cpu")
     model = load_recipe("llava-next-13b").model
