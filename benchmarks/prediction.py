@@ -121,7 +121,7 @@ def bars(found: dict[Key, BundleRun]) -> list[Bar]:
 
 
 def main() -> None:
-    """Measure and write the report; a model that fails is a row that says so."""
+    """Measure and write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=2, help="after a warm-up")
     parser.add_argument("--shapes", nargs="+", default=[DEMO, SMALL, MIDDLE, LARGE])
