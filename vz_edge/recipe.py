@@ -49,6 +49,10 @@ class TowerSpec:
         """Patches of a tile, CLS not counted."""
         return self.patches_per_side**2
 
+    def layers_before(self, feature_layer: int) -> int:
+        """Layers that run for hidden state ``feature_layer``, indexed as transformers does (-2: all but the last)."""
+        return feature_layer if feature_layer >= 0 else self.layers + 1 + feature_layer
+
 
 @dataclass(frozen=True)
 class DecoderSpec:

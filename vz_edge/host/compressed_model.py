@@ -52,7 +52,7 @@ class Compression:
     @property
     def tower_layers(self) -> int:
         """Layers of the tower that run: those up to the feature layer."""
-        return self.feature_layer if self.feature_layer > 0 else self.tower.layers + 1 + self.feature_layer
+        return self.tower.layers_before(self.feature_layer)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """(columns, rows) of the grid of a picture; only in a family with a grid."""

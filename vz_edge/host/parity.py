@@ -49,7 +49,7 @@ def _torch_features(
     checkpoint: Checkpoint, manifest: Manifest, tiles: Tiles
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     model, budget = manifest.model, manifest.budget
-    layers = model.tower.layers + 1 + model.feature_layer
+    layers = model.tower.layers_before(model.feature_layer)
     pixel_values = torch.from_numpy(tiles.pixel_values)
     hidden, scores, keys = reference.tower_states(checkpoint, model.tower, layers, pixel_values)
     if budget is None:

@@ -49,7 +49,7 @@ def vision_work(
     """
     tower, decoder = model.tower, model.decoder
     tokens = question.tiles * (tower.patches + 1)
-    layers = tower.layers if published else layers_in_graph(model)
+    layers = tower.layers if published else tower.layers_before(model.feature_layer)
     layer_params = 4 * tower.hidden_size**2 + 2 * tower.hidden_size * tower.intermediate_size
     patch_params = 3 * tower.patch_size**2 * tower.hidden_size
     projector_params = tower.hidden_size * decoder.hidden_size + decoder.hidden_size**2
@@ -93,8 +93,3 @@ def decode_work(decoder: DecoderSpec, context: float, weight_bytes: int, activat
 def decoder_params(decoder: DecoderSpec) -> int:
     """Weights of all linear layers, lm_head not among them."""
     return sum(outputs * inputs for outputs, inputs in decoder_linear_shapes(decoder))
-
-
-def layers_in_graph(model: ModelSpec) -> int:
-    """Layers of the tower that the hidden state of ``feature_layer`` needs."""
-    return model.feature_layer if model.feature_layer >= 0 else model.tower.layers + 1 + model.feature_layer

@@ -93,11 +93,11 @@ def export_peak_rss_bytes(model: ModelSpec) -> int:
 
 def _vision_bytes(model: ModelSpec, weights: WeightSpec, activation_bytes: int) -> int:
     tower, hidden = model.tower, model.decoder.hidden_size
-    layers_in_graph = tower.layers + 1 + model.feature_layer
+    layers = tower.layers_before(model.feature_layer)
     width, mlp = tower.hidden_size, tower.intermediate_size
-    linear = 4 * layers_in_graph * [(width, width)] + layers_in_graph * [(mlp, width), (width, mlp)]
+    linear = 4 * layers * [(width, width)] + layers * [(mlp, width), (width, mlp)]
     linear += [(hidden, width), (hidden, hidden)]
     patch_and_position = 3 * tower.patch_size**2 * width + (tower.patches + 1) * width
-    small = patch_and_position + layers_in_graph * (9 * width + mlp)
+    small = patch_and_position + layers * (9 * width + mlp)
     stored = linear_bytes(linear, weights.vision_bits, weights.block_size, activation_bytes)
     return stored + small * activation_bytes

@@ -26,6 +26,8 @@ from dataclasses import dataclass
 from vz_edge.bundle import WeightSpec
 from vz_edge.profiling.memory import (
     ACTIVATION_BYTES,
+    NF4_BLOCK,
+    NF4_SCALES_BLOCK,
     bundle_bytes,
     decoder_linear_shapes,
     embedding_rows,
@@ -53,8 +55,6 @@ PREFILL_HIDDEN_BUFFERS, PREFILL_INNER_BUFFERS = 15, 6
 # torch's caching allocator (c10/cuda/CUDACachingAllocator.cpp): kMinLargeAlloc and kRoundLarge.
 OWN_SEGMENT_BYTES = 10 * 2**20
 SEGMENT_ROUNDING_BYTES = 2 * 2**20
-NF4_BLOCK = 64  # bitsandbytes' default; with double quantisation the scales are 8 bits, in blocks of 256
-NF4_SCALE_BLOCK = 256
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ def _bitsandbytes_bytes(shapes: list[tuple[int, int]], bits: int) -> int:
         4: lambda outputs, inputs: (
             _segment_bytes(outputs * inputs // 2)
             + outputs * inputs // NF4_BLOCK
-            + 4 * outputs * inputs // (NF4_BLOCK * NF4_SCALE_BLOCK)
+            + 4 * outputs * inputs // (NF4_BLOCK * NF4_SCALES_BLOCK)
         ),
     }
     return sum(size[bits](outputs, inputs) for outputs, inputs in shapes)

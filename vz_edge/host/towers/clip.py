@@ -48,7 +48,7 @@ def build(
     quant: QuantConfig | None,
 ) -> TowerValues:
     """Append the tower for ``pixel_values`` [t, 3, size, size]; ``feature_layer`` as in ModelSpec."""
-    layers = feature_layer if feature_layer >= 0 else spec.layers + 1 + feature_layer
+    layers = spec.layers_before(feature_layer)
     return _Clip(builder, checkpoint, spec, quant).build(pixel_values, layers)
 
 
