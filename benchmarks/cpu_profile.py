@@ -34,9 +34,9 @@ from vz_edge.device.runtime import CPU, open_session, physical_cores
 from vz_edge.host.graph import GraphBuilder
 from vz_edge.host.quant import QuantConfig
 from vz_edge.host.weight import ALL_ROWS, Weight
-from vz_edge.profiling.cost import decode_work
+from vz_edge.planning.cost import decode_work
+from vz_edge.planning.memory import ACTIVATION_BYTES, bundle_bytes
 from vz_edge.profiling.environment import busy_percent, environment
-from vz_edge.profiling.memory import ACTIVATION_BYTES, bundle_bytes
 from vz_edge.profiling.processes import SETTLE_SEC
 
 ROWS, OUT_FEATURES, IN_FEATURES = 384, 11008, 2048

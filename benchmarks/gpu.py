@@ -42,7 +42,7 @@ from benchmarks.gpu_configurations import (
 from benchmarks.gpu_report import write_reports
 from vz_edge.device.doctor.process import one_line
 from vz_edge.errors import DeviceError
-from vz_edge.profiling.devices import DeviceProfile, device_names, load_device
+from vz_edge.planning.devices import DeviceProfile, device_names, load_device
 from vz_edge.profiling.environment import busy_percent
 
 LIMIT_SEC = 450.0  # of all processes together

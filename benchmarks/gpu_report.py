@@ -13,8 +13,8 @@ from benchmarks.make_checkpoint import model_of_shape
 from benchmarks.report import GB, Bar, Cell, Report, Samples
 from vz_edge.bundle import bitsandbytes_weights, default_weights
 from vz_edge.errors import DeviceError
-from vz_edge.profiling.devices import DeviceProfile
-from vz_edge.profiling.predict import Prediction, predict
+from vz_edge.planning.devices import DeviceProfile
+from vz_edge.planning.predict import Prediction, predict
 
 Found = Mapping[Configuration, Mapping[str, Any]]
 MIB = 2**20
@@ -174,7 +174,7 @@ def predictions(
         return {}, f"No prediction: {error}."
     return (
         predicted,
-        f"Predicted: `vz_edge.profiling.predict` with the profile {profile.name}, transformers as runtime.",
+        f"Predicted: `vz_edge.planning.predict` with the profile {profile.name}, transformers as runtime.",
     )
 
 

@@ -23,8 +23,8 @@ from benchmarks.llama_cpp_model import write_gguf
 from benchmarks.make_checkpoint import model_of_shape
 from benchmarks.report import GB, REPORTS, Bar, Cell, Report, Samples
 from vz_edge.host.export import ExportRequest, SilentProgress, plan_export, write_bundle
+from vz_edge.planning.devices import DeviceProfile, load_device
 from vz_edge.profiling.beside import with_predictions
-from vz_edge.profiling.devices import DeviceProfile, load_device
 from vz_edge.profiling.environment import busy_percent
 from vz_edge.profiling.processes import interleave, workers
 from vz_edge.profiling.run import RunOptions, measure, plan_run

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from vz_edge.cli import app
-from vz_edge.profiling.devices import device_names
+from vz_edge.planning.devices import device_names
 
 
 def test_devices_are_listed_with_every_figures_source() -> None:

@@ -13,8 +13,8 @@ from tests.device import standin
 from vz_edge.bundle import MANIFEST
 from vz_edge.cli import app
 from vz_edge.cli.plan import command
-from vz_edge.profiling.devices import device_names
-from vz_edge.profiling.plan import Asked
+from vz_edge.planning.devices import device_names
+from vz_edge.planning.plan import Asked
 from vz_edge.recipe import data_folder
 
 

@@ -22,7 +22,7 @@ from vz_edge.device.verify import look_again
 from vz_edge.errors import CorruptBundleError, DependencyError, ExportError, VzEdgeError
 from vz_edge.host import parity
 from vz_edge.host.export import ExportRequest, SilentProgress, plan_export, resolve_weights, write_bundle
-from vz_edge.profiling.memory import bundle_bytes
+from vz_edge.planning.memory import bundle_bytes
 
 pytest.importorskip("bitsandbytes")
 PICTURE = np.random.default_rng(0).integers(0, 256, (150, 150, 3), dtype=np.uint8)

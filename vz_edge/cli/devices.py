@@ -13,7 +13,7 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every figure's source.")] = False,
 ) -> None:
     """List the devices that --device knows by name."""
-    from vz_edge.profiling.devices import device_names, load_device
+    from vz_edge.planning.devices import device_names, load_device
 
     devices = sorted((load_device(name) for name in device_names()), key=lambda device: device.app_memory_bytes.value)
     if as_json:

@@ -87,7 +87,7 @@ def _of_recipe(
 ) -> dict[str, Any]:
     from vz_edge.budget import parse_tokens
     from vz_edge.bundle import default_weights
-    from vz_edge.profiling.memory import bundle_bytes, export_peak_rss_bytes, kv_cache_bytes_per_token
+    from vz_edge.planning.memory import bundle_bytes, export_peak_rss_bytes, kv_cache_bytes_per_token
     from vz_edge.recipe import load_recipe
 
     recipe = load_recipe(name)
@@ -112,10 +112,10 @@ def _memory_plan(
 ) -> dict[str, Any]:
     """What an answer about the picture of the most tiles takes, by stage and part."""
     from vz_edge.errors import DeviceError
-    from vz_edge.profiling.devices import load_device
-    from vz_edge.profiling.plan import ANSWER_TOKENS, PROMPT_TOKENS
-    from vz_edge.profiling.predict import memory_plan
-    from vz_edge.profiling.question import Question, all_tokens
+    from vz_edge.planning.devices import load_device
+    from vz_edge.planning.plan import ANSWER_TOKENS, PROMPT_TOKENS
+    from vz_edge.planning.predict import memory_plan
+    from vz_edge.planning.question import Question, all_tokens
 
     board = load_device(device or NATURAL_DEVICE[target])
     if (board.device_class == "cpu") != (target == "cpu"):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from vz_edge.profiling.plan import Asked, Row
+    from vz_edge.planning.plan import Asked, Row
 
 MODELS = ("llava-next-13b", "llava-next-7b")
 SHOWN = 10  # the best of --solve
@@ -57,9 +57,9 @@ def command(
     by time, shows the best ten and ends with status 1 where there is none.
     """
     from vz_edge.errors import RequestError
-    from vz_edge.profiling.plan import Asked
-    from vz_edge.profiling.plan_page import page
-    from vz_edge.profiling.plan_text import to_json
+    from vz_edge.planning.plan import Asked
+    from vz_edge.planning.plan_page import page
+    from vz_edge.planning.plan_text import to_json
     from vz_edge.profiling.run_report import write_text
 
     asked = Asked(runtime, tiles, prompt_tokens, answer_tokens, max_context, frames_per_minute)
@@ -87,9 +87,9 @@ def _plan(
     devices: Sequence[str] | None, asked: Asked, models: Sequence[str], bits: Sequence[int], budgets: Sequence[str]
 ) -> list[Row]:
     """Every candidate on every device, the smallest device first."""
-    from vz_edge.profiling.devices import device_names, load_device
-    from vz_edge.profiling.plan import candidates, plan_row
-    from vz_edge.profiling.roofline import load_runtime
+    from vz_edge.planning.devices import device_names, load_device
+    from vz_edge.planning.plan import candidates, plan_row
+    from vz_edge.planning.roofline import load_runtime
     from vz_edge.recipe import load_recipe
 
     found = candidates([load_recipe(name) for name in models], bits, budgets)
@@ -110,8 +110,8 @@ def _solve(
     bits: Sequence[int] | None,
     budgets: Sequence[str] | None,
 ) -> list[Row]:
-    from vz_edge.profiling.devices import load_device
-    from vz_edge.profiling.plan import ALL_BITS, candidates, solve
+    from vz_edge.planning.devices import load_device
+    from vz_edge.planning.plan import ALL_BITS, candidates, solve
     from vz_edge.recipe import load_recipe, recipe_names
 
     board = load_device(name)
@@ -125,7 +125,7 @@ def _solve(
 def _print_plan(rows: Sequence[Row], asked: Asked) -> None:
     from rich.console import Console
 
-    from vz_edge.profiling.plan_text import (
+    from vz_edge.planning.plan_text import (
         digits,
         fit_verdict,
         frames_verdict,
@@ -164,7 +164,7 @@ def _print_plan(rows: Sequence[Row], asked: Asked) -> None:
 def _print_best(rows: Sequence[Row], asked: Asked) -> None:
     from rich.console import Console
 
-    from vz_edge.profiling.plan_text import digits, gigabytes, notes, score_text
+    from vz_edge.planning.plan_text import digits, gigabytes, notes, score_text
 
     console = Console(highlight=False)
     if not rows:

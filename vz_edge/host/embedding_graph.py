@@ -19,7 +19,7 @@ import torch
 
 from vz_edge.host.checkpoint import Checkpoint
 from vz_edge.host.graph import GraphBuilder
-from vz_edge.profiling.memory import embedding_rows
+from vz_edge.planning.memory import embedding_rows
 from vz_edge.recipe import ModelSpec
 
 TABLE = "embedding.data"

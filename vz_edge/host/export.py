@@ -44,7 +44,7 @@ from vz_edge.host.quant import quant_config
 from vz_edge.host.source import Source, matching_recipe, resolve, resolve_tower
 from vz_edge.host.text_files import stop_spec, write_chat_template, write_preprocessing, write_tokenizer
 from vz_edge.host.vision_graph import build_vision
-from vz_edge.profiling.memory import bundle_bytes, export_peak_rss_bytes, kv_cache_bytes_per_token
+from vz_edge.planning.memory import bundle_bytes, export_peak_rss_bytes, kv_cache_bytes_per_token
 from vz_edge.recipe import ModelSpec, PromptSpec
 
 PRECISION = {"cpu": ir.DataType.FLOAT, "cuda": ir.DataType.FLOAT16}

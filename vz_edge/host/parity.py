@@ -24,7 +24,7 @@ from vz_edge.host.families import arrange_tokens
 from vz_edge.host.head_padding import HeadPadding
 from vz_edge.host.segments import run_in_segments
 from vz_edge.host.select.visionzip import select
-from vz_edge.profiling.memory import decoder_linear_shapes
+from vz_edge.planning.memory import decoder_linear_shapes
 
 WHOLE_DECODER_ELEMENTS = 200_000_000  # up to here the whole decoder is compared, beyond it the first layers
 FIRST_LAYERS = 2

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from vz_edge.device.runtime import CPU
-from vz_edge.profiling.devices import DeviceProfile
-from vz_edge.profiling.predict import predict
+from vz_edge.planning.devices import DeviceProfile
+from vz_edge.planning.predict import predict
 from vz_edge.profiling.run import PlannedBundle, RunPlan
 from vz_edge.profiling.run_report import Predicted, RunReport
 

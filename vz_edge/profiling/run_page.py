@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from vz_edge.profiling.page import render
+from vz_edge.pages import render
 from vz_edge.profiling.run_report import STAGES, BundleRun, RunReport
 from vz_edge.profiling.run_table import TIME_LABELS, digits, rows, title
 

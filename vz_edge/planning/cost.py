@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vz_edge.profiling.memory import decoder_linear_shapes
-from vz_edge.profiling.question import Question
+from vz_edge.planning.memory import decoder_linear_shapes
+from vz_edge.planning.question import Question
 from vz_edge.recipe import DecoderSpec, ModelSpec
 
 # Buffers that a layer writes and reads, in units of its widths (vz_edge/host/towers/clip.py, decoder_graph.py).

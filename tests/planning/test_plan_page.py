@@ -7,9 +7,9 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from vz_edge.profiling.devices import device_names, load_device
-from vz_edge.profiling.plan import Asked, Row, candidates, plan_row
-from vz_edge.profiling.plan_page import DECODE_X, MEMORY_WIDTH, MEMORY_X, TIME_WIDTH, TIME_X, WIDTH, page
+from vz_edge.planning.devices import device_names, load_device
+from vz_edge.planning.plan import Asked, Row, candidates, plan_row
+from vz_edge.planning.plan_page import DECODE_X, MEMORY_WIDTH, MEMORY_X, TIME_WIDTH, TIME_X, WIDTH, page
 from vz_edge.recipe import load_recipe
 
 # The largest, the paper's, one tile alone, and one so small that bars and limit are far apart.

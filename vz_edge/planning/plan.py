@@ -20,9 +20,9 @@ from typing import Literal
 from vz_edge.budget import parse_tokens
 from vz_edge.bundle import default_weights
 from vz_edge.errors import BudgetError, ContextLengthError, RequestError
-from vz_edge.profiling.devices import DeviceProfile
-from vz_edge.profiling.predict import Prediction, memory_plan, predict
-from vz_edge.profiling.resident import MemoryPlan
+from vz_edge.planning.devices import DeviceProfile
+from vz_edge.planning.predict import Prediction, memory_plan, predict
+from vz_edge.planning.resident import MemoryPlan
 from vz_edge.recipe import Recipe, load_recipe
 
 Bits = Literal[4, 8, 16]

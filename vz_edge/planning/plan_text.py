@@ -7,9 +7,9 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from vz_edge.profiling.devices import DeviceProfile
-from vz_edge.profiling.plan import Asked, Row
-from vz_edge.profiling.roofline import Efficiency, load_runtime
+from vz_edge.planning.devices import DeviceProfile
+from vz_edge.planning.plan import Asked, Row
+from vz_edge.planning.roofline import Efficiency, load_runtime
 
 ASSUMED = "assumed"  # how the source of a figure begins that nobody measured or published
 NO_SCORE = "no published figure"

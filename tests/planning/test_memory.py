@@ -10,7 +10,7 @@ import pytest
 from tests.tiny import make_checkpoint
 from vz_edge.bundle import default_weights, read_manifest
 from vz_edge.host.export import ExportRequest, SilentProgress, plan_export, write_bundle
-from vz_edge.profiling.memory import bundle_bytes
+from vz_edge.planning.memory import bundle_bytes
 from vz_edge.recipe import load_recipe
 
 

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from vz_edge.bundle import WeightSpec
-from vz_edge.profiling.memory import (
+from vz_edge.planning.memory import (
     ACTIVATION_BYTES,
     NF4_BLOCK,
     NF4_SCALES_BLOCK,
@@ -34,7 +34,7 @@ from vz_edge.profiling.memory import (
     kv_cache_bytes_per_token,
     linear_bytes,
 )
-from vz_edge.profiling.question import Question, all_tokens, tile_counts
+from vz_edge.planning.question import Question, all_tokens, tile_counts
 from vz_edge.recipe import ModelSpec
 
 # A process that holds a small model: Python, onnxruntime, the graphs, libraries' mapped pages. Measured: a 0.94 B

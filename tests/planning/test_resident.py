@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from benchmarks.make_checkpoint import model_of_shape
 from vz_edge.bundle import default_weights
-from vz_edge.profiling.devices import load_device
-from vz_edge.profiling.memory import bundle_bytes
-from vz_edge.profiling.question import question_of
-from vz_edge.profiling.resident import (
+from vz_edge.planning.devices import load_device
+from vz_edge.planning.memory import bundle_bytes
+from vz_edge.planning.question import question_of
+from vz_edge.planning.resident import (
     MemoryPlan,
     onnxruntime_cpu_memory,
     onnxruntime_gpu_memory,

@@ -24,8 +24,8 @@ import yaml
 
 from vz_edge import strict
 from vz_edge.errors import DeviceError
-from vz_edge.profiling.cost import Work
-from vz_edge.profiling.devices import DeviceClass, DeviceProfile, Figure, Peak
+from vz_edge.planning.cost import Work
+from vz_edge.planning.devices import DeviceClass, DeviceProfile, Figure, Peak
 from vz_edge.recipe import data_folder
 
 

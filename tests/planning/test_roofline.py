@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 from benchmarks.make_checkpoint import model_of_shape
-from tests.profiling.published import DECODE, LEFT_OUT, MODELS, PREFILL, Decode, Prefill, bits, weight_bytes
+from tests.planning.published import DECODE, LEFT_OUT, MODELS, PREFILL, Decode, Prefill, bits, weight_bytes
 from vz_edge.bundle import default_weights
 from vz_edge.errors import DeviceError
-from vz_edge.profiling.cost import decode_work, decoder_params, prefill_work, vision_work
-from vz_edge.profiling.devices import load_device
-from vz_edge.profiling.memory import bundle_bytes
-from vz_edge.profiling.question import question_of
-from vz_edge.profiling.roofline import load_runtime, parse_runtime, runtime_names, stage_sec, token_sec
+from vz_edge.planning.cost import decode_work, decoder_params, prefill_work, vision_work
+from vz_edge.planning.devices import load_device
+from vz_edge.planning.memory import bundle_bytes
+from vz_edge.planning.question import question_of
+from vz_edge.planning.roofline import load_runtime, parse_runtime, runtime_names, stage_sec, token_sec
 from vz_edge.recipe import data_folder, load_recipe
 
 CONTEXT = 256  # tokens; the sources measure after prompts of 16 to 512 and rarely say which

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from vz_edge.bundle import default_weights
 from vz_edge.errors import DeviceError
-from vz_edge.profiling.devices import device_names, load_device
-from vz_edge.profiling.predict import Prediction, predict
+from vz_edge.planning.devices import device_names, load_device
+from vz_edge.planning.predict import Prediction, predict
 from vz_edge.recipe import load_recipe, recipe_names
 
 MODELS = {name: load_recipe(name) for name in recipe_names()}

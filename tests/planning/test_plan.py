@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from vz_edge.bundle import default_weights
 from vz_edge.errors import BudgetError, ContextLengthError, RequestError
-from vz_edge.profiling.devices import DeviceProfile, load_device
-from vz_edge.profiling.plan import ALL_BITS, Asked, Candidate, Row, candidates, plan_row, solve
-from vz_edge.profiling.plan_text import as_data, fit_verdict, frames_verdict, notes, scores, vanilla_verdict
-from vz_edge.profiling.predict import memory_plan
+from vz_edge.planning.devices import DeviceProfile, load_device
+from vz_edge.planning.plan import ALL_BITS, Asked, Candidate, Row, candidates, plan_row, solve
+from vz_edge.planning.plan_text import as_data, fit_verdict, frames_verdict, notes, scores, vanilla_verdict
+from vz_edge.planning.predict import memory_plan
 from vz_edge.recipe import load_recipe, recipe_names
 
 RECIPES = {name: load_recipe(name) for name in recipe_names()}

@@ -15,17 +15,17 @@ from typing import Literal
 
 from vz_edge.bundle import WeightSpec
 from vz_edge.errors import DeviceError
-from vz_edge.profiling.cost import decode_work, prefill_work, preprocess_pixels, vision_work
-from vz_edge.profiling.devices import DeviceProfile
-from vz_edge.profiling.memory import ACTIVATION_BYTES, bundle_bytes
-from vz_edge.profiling.question import Question, question_of
-from vz_edge.profiling.resident import (
+from vz_edge.planning.cost import decode_work, prefill_work, preprocess_pixels, vision_work
+from vz_edge.planning.devices import DeviceProfile
+from vz_edge.planning.memory import ACTIVATION_BYTES, bundle_bytes
+from vz_edge.planning.question import Question, question_of
+from vz_edge.planning.resident import (
     MemoryPlan,
     onnxruntime_cpu_memory,
     onnxruntime_gpu_memory,
     transformers_memory,
 )
-from vz_edge.profiling.roofline import load_runtime, stage_sec, token_sec
+from vz_edge.planning.roofline import load_runtime, stage_sec, token_sec
 from vz_edge.recipe import ModelSpec
 
 RUNTIMES = ("onnxruntime", "transformers")

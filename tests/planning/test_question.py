@@ -7,7 +7,7 @@ import pytest
 from vz_edge.budget import split_tokens
 from vz_edge.device.image import tile_count, token_count
 from vz_edge.errors import BudgetError, RequestError
-from vz_edge.profiling.question import question_of, tile_counts
+from vz_edge.planning.question import question_of, tile_counts
 from vz_edge.recipe import load_recipe, recipe_names
 
 

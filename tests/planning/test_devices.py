@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vz_edge.errors import DeviceError
-from vz_edge.profiling.devices import BANDWIDTH_RANGE, DeviceProfile, device_names, load_device, parse_device
+from vz_edge.planning.devices import BANDWIDTH_RANGE, DeviceProfile, device_names, load_device, parse_device
 from vz_edge.recipe import data_folder
 
 ROWS = {  # the published table: GB, GB/s, fp16 TFLOP/s with fp32 and with fp16 accumulation, int8 TOPS, capability

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from vz_edge.profiling.cost import decoder_params
+from vz_edge.planning.cost import decoder_params
 from vz_edge.recipe import DecoderSpec
 
 FORMATS = {

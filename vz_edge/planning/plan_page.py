@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from vz_edge.profiling.page import render
-from vz_edge.profiling.plan import Asked, Row
-from vz_edge.profiling.plan_text import (
+from vz_edge.pages import render
+from vz_edge.planning.plan import Asked, Row
+from vz_edge.planning.plan_text import (
     digits,
     gigabytes,
     notes,
@@ -17,7 +17,7 @@ from vz_edge.profiling.plan_text import (
     sources,
     verdicts,
 )
-from vz_edge.profiling.roofline import load_runtime
+from vz_edge.planning.roofline import load_runtime
 
 TEMPLATE = "plan_page.html.jinja"
 # Parts in the order in which they are stacked: name, label, style of page.css.
