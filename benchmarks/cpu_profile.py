@@ -6,7 +6,7 @@
 Three figures decide how fast a bundle runs on a processor: how fast it multiplies in fp32 (the vision tower), how
 fast 4-bit weights are multiplied (prefill), and at which rate weights and KV cache are read while a token is written
 (decoding; it is below what the memory bus could). The first two are one layer of a 1B on 384 rows, the third is the
-decoder of a 1B. Medians of interleaved rounds; run it on an otherwise idle machine.
+decoder of a 1B. Medians; run it on an otherwise idle machine.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import datetime
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,9 +28,7 @@ import yaml
 from onnxruntime import OrtValue
 
 from benchmarks import bundles
-from benchmarks.llama_cpp_model import random_ids
-from vz_edge.device.embedding import EmbeddingTable
-from vz_edge.device.onnx_decoder import OnnxDecoder
+from vz_edge.bundle import read_manifest
 from vz_edge.device.runtime import CPU, open_session, physical_cores
 from vz_edge.host.graph import GraphBuilder
 from vz_edge.host.quant import QuantConfig
@@ -37,10 +36,10 @@ from vz_edge.host.weight import ALL_ROWS, Weight
 from vz_edge.planning.cost import decode_work
 from vz_edge.planning.memory import ACTIVATION_BYTES, bundle_bytes
 from vz_edge.profiling.environment import busy_percent, environment
-from vz_edge.profiling.processes import SETTLE_SEC
+from vz_edge.profiling.processes import SETTLE_SEC, interleave, workers
 
 ROWS, OUT_FEATURES, IN_FEATURES = 384, 11008, 2048
-PRODUCTS = 10
+PRODUCTS, PROCESSES = 10, 4
 PROMPT_TOKENS, ANSWER_TOKENS = 384, 48
 SYSTEM_BYTES = 1_500_000_000  # what a system without a desktop uses
 
@@ -72,28 +71,23 @@ def product(quant: QuantConfig | None, folder: Path, threads: int) -> Callable[[
     return run
 
 
-def reading(bundle: Path, token_bytes: float, threads: int) -> Callable[[], float]:
-    """A function that writes some tokens and returns bytes/s; a token reads ``token_bytes``."""
-    decoder = OnnxDecoder.open(bundle, [CPU], threads)
-    table = EmbeddingTable(bundle / "embedding.data", decoder.hidden_size, decoder.dtype)
-    context = decoder.start(PROMPT_TOKENS + ANSWER_TOKENS)
-    prompt = table.rows(random_ids(decoder.vocab_size, PROMPT_TOKENS))
+def decoding_sec(bundle: Path, threads: int) -> list[float]:
+    """Seconds in which the bundle's decoder writes ``ANSWER_TOKENS``, in several processes, twice in each.
 
-    def run() -> float:
-        context.rewind(0)
-        token = int(context.append(prompt).argmax())
-        start = time.perf_counter()
-        for _ in range(ANSWER_TOKENS):
-            token = int(context.append(table.rows([token])).argmax())
-        return token_bytes * ANSWER_TOKENS / (time.perf_counter() - start)
-
-    return run
+    Where a process's weights happen to lie in memory moves its rate by a tenth for as long as it lives.
+    """
+    options = ["--threads", str(threads), "--bundle", str(bundle), "--worker", "ours"]
+    command = [sys.executable, "-m", "benchmarks.decoder_speed", *options]
+    request = {"prompt_tokens": PROMPT_TOKENS, "answer_tokens": ANSWER_TOKENS}
+    seconds = []
+    for _ in range(PROCESSES):
+        with workers({"ours": command}, threads) as rivals:
+            seconds += [answer["decode_sec"] for answer in interleave(rivals, request, 2)["ours"]]
+    return seconds
 
 
 def measure(rounds: int, threads: int, work: Path) -> dict[str, float]:
     """Medians: ``fp32`` and ``int4`` in FLOP/s, ``bandwidth`` in bytes/s."""
-    from vz_edge.bundle import read_manifest
-
     bundle = bundles.bundle("1b", "cpu", work)
     manifest = read_manifest(bundle)
     parts = bundle_bytes(manifest.model, manifest.weights, "cpu")
@@ -103,7 +97,6 @@ def measure(rounds: int, threads: int, work: Path) -> dict[str, float]:
         runs = {
             "fp32": product(None, Path(folder), threads),
             "int4": product(QuantConfig(4), Path(folder), threads),
-            "bandwidth": reading(bundle, token.bytes_moved, threads),
         }
         samples: dict[str, list[float]] = {name: [] for name in runs}
         for number in range(rounds + 1):
@@ -112,6 +105,7 @@ def measure(rounds: int, threads: int, work: Path) -> dict[str, float]:
                 value = run()
                 if number:  # the first round warms up
                     samples[name].append(value)
+    samples["bandwidth"] = [token.bytes_moved * ANSWER_TOKENS / sec for sec in decoding_sec(bundle, threads)]
     for name, values in samples.items():
         print(f"{name}: {statistics.median(values) / 1e9:.1f} G ({min(values) / 1e9:.1f} to {max(values) / 1e9:.1f})")
     return {name: statistics.median(values) for name, values in samples.items()}
