@@ -1,0 +1,174 @@
+"""A session beside fresh asks and beside the bare loop: a decoder of 1B, 320 tokens a picture, on the CPU.
+
+    python -m benchmarks.session_speed
+
+Two things are measured with the same bundle (random weights; vision tower CLIP ViT-L/14-336, five tiles):
+
+* how much sooner ten questions about one frame are answered by one session than by ten ``EdgeModel.ask``, which encode
+  and read the picture each time, and by ten asks about a picture that was encoded once; the answers must be the same
+* what a session adds to a token of a long answer, over a loop that does nothing but read an embedding and take the
+  likeliest token: detokenizing, stop strings, bookkeeping. Both write the same tokens, in turn, in one process
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import bundles
+from benchmarks.report import REPORTS, Bar, Report, Samples
+from vz_edge import EdgeModel
+from vz_edge.device.prompt import messages_of
+from vz_edge.device.reply import Reply
+from vz_edge.profiling.environment import busy_percent
+
+QUESTIONS = (
+    "Is the door open?",
+    "Is anyone there?",
+    "What is on the table?",
+    "How many chairs are there?",
+    "Is the light on?",
+    "What colour is the wall?",
+    "Is the way free?",
+    "What is to the left of the table?",
+    "What does the sign say?",
+    "Is it day or night?",
+)
+PICTURE_SIZE = (800, 1000, 3)  # height, width, channels
+SHORT_ANSWER_TOKENS, LONG_ANSWER_TOKENS = 4, 64
+LEAST_SPEED_UP, OVERHEAD_LIMIT_PERCENT = 5.0, 2.0
+
+
+def ten_questions(model: EdgeModel, picture: np.ndarray) -> dict[str, tuple[float, list[Reply]]]:
+    """Seconds and replies of each way to ask all questions about one picture."""
+
+    def fresh() -> list[Reply]:
+        return [model.ask(picture, question, max_new_tokens=SHORT_ANSWER_TOKENS) for question in QUESTIONS]
+
+    def encoded() -> list[Reply]:
+        look = model.encode(picture)
+        return [model.ask(look, question, max_new_tokens=SHORT_ANSWER_TOKENS) for question in QUESTIONS]
+
+    def session() -> list[Reply]:
+        robot = model.session()
+        robot.look(picture)
+        return [robot.ask(question, max_new_tokens=SHORT_ANSWER_TOKENS) for question in QUESTIONS]
+
+    ways: dict[str, Callable[[], list[Reply]]] = {
+        "ten fresh asks": fresh,
+        "encoded once, ten asks": encoded,
+        "one session": session,
+    }
+    measured = {}
+    for name, ask in ways.items():
+        started = time.perf_counter()
+        replies = ask()
+        measured[name] = (time.perf_counter() - started, replies)
+    return measured
+
+
+def token_sec(model: EdgeModel, picture: np.ndarray, rounds: int) -> dict[str, list[float]]:
+    """Seconds a token of a long answer, by a session and by the bare loop, in turn."""
+    look = model.encode(picture)
+    robot = model.session()
+    robot.look(look)
+    ids = model.chat.ids(messages_of(QUESTIONS[0], 1))
+    prompt = model.embedding.place(ids, model.chat.image_token_id, [look.features])
+    context = model.decoder.start(robot.context_length)
+
+    def session() -> tuple[float, tuple[int, ...]]:
+        started = time.perf_counter()
+        reply = robot.ask(QUESTIONS[0], max_new_tokens=LONG_ANSWER_TOKENS)
+        return time.perf_counter() - started - reply.prefill_sec, reply.token_ids
+
+    def bare_loop() -> tuple[float, tuple[int, ...]]:
+        context.rewind(0)
+        token_ids = [int(context.append(prompt).argmax())]
+        started = time.perf_counter()
+        while len(token_ids) < LONG_ANSWER_TOKENS:
+            token_ids.append(int(context.append(model.embedding.rows(token_ids[-1:])).argmax()))
+        return time.perf_counter() - started, tuple(token_ids)
+
+    seconds: dict[str, list[float]] = {"session": [], "bare loop": []}
+    for number in range(rounds + 1):
+        (session_sec, written), (loop_sec, expected) = session(), bare_loop()
+        if written != expected:
+            raise SystemExit(f"the session wrote {written}, the bare loop {expected}")
+        if number:  # the first round warms up
+            seconds["session"].append(session_sec / (LONG_ANSWER_TOKENS - 1))
+            seconds["bare loop"].append(loop_sec / (LONG_ANSWER_TOKENS - 1))
+    return seconds
+
+
+def report(shape: str, model: EdgeModel, rounds: int, token_rounds: int, busy: float) -> Report:
+    """Measure and tabulate; the speed-up is the median of the rounds' own ratios, and so is the overhead."""
+    picture = np.random.default_rng(0).integers(0, 256, PICTURE_SIZE, dtype=np.uint8)
+    taken = [ten_questions(model, picture) for _ in range(rounds + 1)][1:]  # the first round warms up
+    for ways in taken:
+        answers = {name: [reply.text for reply in replies] for name, (_, replies) in ways.items()}
+        if len({tuple(texts) for texts in answers.values()}) > 1:
+            raise SystemExit(f"the answers differ: {answers}")
+    tokens = token_sec(model, picture, token_rounds)
+
+    speed_ups = [ways["ten fresh asks"][0] / ways["one session"][0] for ways in taken]
+    overheads = [100 * (ours / bare - 1) for ours, bare in zip(tokens["session"], tokens["bare loop"], strict=True)]
+    rows = [
+        {
+            "way": name,
+            "ten answers": Samples(tuple(ways[name][0] for ways in taken), "s"),
+            "tokens read": str(sum(_tokens_read(reply) for reply in taken[0][name][1])),
+            "a token of a long answer": "–",
+        }
+        for name in taken[0]
+    ]
+    rows[-1]["a token of a long answer"] = Samples(tuple(1000 * sec for sec in tokens["session"]), "ms")
+    bare = Samples(tuple(1000 * sec for sec in tokens["bare loop"]), "ms")
+    rows.append({"way": "bare loop", "ten answers": "–", "tokens read": "–", "a token of a long answer": bare})
+    return Report(
+        name="session_speed",
+        title=f"A session of a {shape}: ten questions about one frame, and what it adds to a token",
+        busy_percent=busy,
+        notes=[
+            f"Greedy, random weights, answers of {SHORT_ANSWER_TOKENS} tokens, the same from all ways; "
+            f"{rounds} interleaved rounds after one that warms up.",
+            "Tokens read: of text and pictures, by the replies; those that the session's look has read are not in it.",
+            f"A token of an answer of {LONG_ANSWER_TOKENS}: all of the call but its prefill, {token_rounds} times in "
+            "turn with the bare loop. Both wrote the same tokens.",
+        ],
+        rows=rows,
+        bars=[
+            Bar("ten questions, fresh asks / session", statistics.median(speed_ups), ">=", LEAST_SPEED_UP, "x"),
+            Bar("session over bare loop", statistics.median(overheads), "<=", OVERHEAD_LIMIT_PERCENT, "% a token"),
+        ]
+        if shape == "1b"
+        else (),
+        settings={"rounds": rounds, "token_rounds": token_rounds, "speed_ups": str(speed_ups)},
+    )
+
+
+def _tokens_read(reply: Reply) -> int:
+    return reply.prompt_tokens + reply.image_tokens - reply.cached_tokens
+
+
+def main() -> None:
+    """Measure and write the report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", default="1b", help="1b or tiny")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=2, help="of ten questions, each way")
+    parser.add_argument("--token-rounds", type=int, default=15, help="of a long answer, each way")
+    parser.add_argument("--work", type=Path, default=bundles.WORK)
+    parser.add_argument("--reports", type=Path, default=REPORTS)
+    arguments = parser.parse_args()
+    busy = busy_percent()
+    model = EdgeModel.load(bundles.bundle(arguments.shape, "cpu", arguments.work), threads=arguments.threads)
+    report(arguments.shape, model, arguments.rounds, arguments.token_rounds, busy).write(arguments.reports)
+
+
+if __name__ == "__main__":
+    main()
