@@ -102,6 +102,9 @@ def test_where_the_language_model_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_device(None, "cuda") == "cpu"
     with pytest.raises(ProviderError, match="no CUDA device here"):
         choose_device(["cuda"], "cuda")
+    for wrong in (["dml"], "NoSuchExecutionProvider", []):
+        with pytest.raises(ProviderError, match=r"cannot run on '.*': torch runs it; take --provider cpu"):
+            choose_device(wrong, "cuda")
 
 
 def test_a_checkpoint_that_transformers_cannot_load_is_corrupt(tmp_path: Path) -> None:

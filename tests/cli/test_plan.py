@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 from tests.cli.test_cli import vz_edge
 from tests.device import standin
-from vz_edge.bundle import MANIFEST
+from vz_edge.bundle import MANIFEST, bitsandbytes_weights
 from vz_edge.cli import app
 from vz_edge.cli.plan import command
 from vz_edge.planning.devices import device_names
@@ -115,3 +117,22 @@ def test_inspect_shows_the_memory_plan_of_a_recipe_and_of_a_bundle(tmp_path: Pat
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"predicted": {"kv_cache_bytes_per_token": 256}}))
     done = vz_edge("inspect", tmp_path / "bundle")
     assert done.returncode == 0 and "memory on cpu, GB" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("bits", ["4", "8"])
+@pytest.mark.parametrize("target", ["cpu", "cuda"])
+def test_inspect_plans_a_bundle_with_bitsandbytes_weights(bits: str, target: str) -> None:
+    options = ("inspect", "llava-next-13b", "--format", "bnb", "--bits", bits, "--target", target)
+    report = json.loads(vz_edge(*options, "--json").stdout)
+    assert report["format"] == "bnb"
+    assert report["weights"] == dataclasses.asdict(bitsandbytes_weights(int(bits)))  # type: ignore[arg-type]
+    plan, sizes = report["memory_plan"], report["bytes"]
+    stages = plan["stages"]
+    # The checkpoint's token table is there while it is loaded, and the cache has 16 bits on both targets.
+    assert stages["load"]["token_table"] + stages["answer"]["decoder"] == sizes["decoder"]
+    assert stages["answer"]["kv_cache"] == plan["context_tokens"] * report["kv_cache_bytes_per_token"]
+    assert report["kv_cache_bytes_per_token"] == 2 * 40 * 5120 * 2
+    assert ("vision" in stages["answer"]) == (target == "cuda")
+    assert ("unpacked_layer" in stages["answer"]) == (bits == "4")
+    shown = vz_edge(*options).stdout
+    assert ("nf4, blocks of 64" if bits == "4" else "int8, a scale a row") in shown and "token_table" in shown

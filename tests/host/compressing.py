@@ -90,5 +90,5 @@ def features_by_hooks(
         hook.remove()
     reduce = reduction(plain.spec, split_tokens(TOTAL[plain.family], plain.spec.max_tiles, 36))
     width = None if columns is None else torch.tensor([columns])
-    tokens, kept = reduce(hidden, found["q_proj"][:, 0], found["k_proj"], width)
+    tokens, kept, *_ = reduce(hidden, found["q_proj"][:, 0], found["k_proj"], width)
     return inner.multi_modal_projector(tokens), kept

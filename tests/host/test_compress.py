@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import math
 import pickle
 import subprocess
 import sys
@@ -37,6 +38,7 @@ from tests.host.compressing import (
 from vz_edge import BudgetError, CompressionError, RequestError, UnsupportedModelError
 from vz_edge.device.image import token_count
 from vz_edge.host.checkpoint import Checkpoint
+from vz_edge.host.compressed_model import TILES_AT_ONCE
 from vz_edge.host.vision_graph import build_vision
 
 
@@ -73,7 +75,7 @@ def test_golden_positions_features_and_logits(name: str) -> None:
 def test_equals_the_exported_vision_graph(plain: Plain, tmp_path: Path) -> None:
     model, processor = plain.compressed()
     budget = model.model.compression.budget
-    graph = build_vision(Checkpoint.open(plain.folder), plain.spec, budget, ir.DataType.FLOAT, None)
+    graph = build_vision(Checkpoint.open(plain.folder), plain.spec, (budget,), ir.DataType.FLOAT, None)
     graph.save(tmp_path / "vision.onnx", lambda *_: None)
     session = onnxruntime.InferenceSession(tmp_path / "vision.onnx", providers=["CPUExecutionProvider"])
 
@@ -82,7 +84,7 @@ def test_equals_the_exported_vision_graph(plain: Plain, tmp_path: Path) -> None:
         assert len(shown) == len(found.pooler_output)
         for features, kept, (values, columns) in zip(found.pooler_output, found.kept, shown, strict=True):
             feeds = {"pixel_values": values.numpy()} | ({} if columns is None else {"grid_width": np.array([columns])})
-            expected_features, expected_kept = session.run(None, feeds)
+            expected_features, expected_kept = session.run(["image_features", "kept"], feeds)
             np.testing.assert_array_equal(kept, expected_kept)
             assert features.shape == expected_features.shape
             assert np.abs(features.numpy() - expected_features).max() <= 1e-5 * np.abs(expected_features).max()
@@ -111,9 +113,11 @@ def test_only_the_layers_that_are_needed_run_and_with_fused_attention(
         rows: list[int] = []
         query_rows.append(rows)
         layer.self_attn.q_proj.register_forward_hook(lambda _m, _i, output, rows=rows: rows.append(output.shape[1]))
-    model.get_image_features(**vision_inputs(inputs_of(processor)))
-    assert query_rows == [[37], [37, 1], []]
-    assert len(calls) == 2
+    inputs = vision_inputs(inputs_of(processor))
+    times = math.ceil(sum(len(values) for values, _ in tiles_of(inputs, plain)) / TILES_AT_ONCE)
+    model.get_image_features(**inputs)
+    assert query_rows == [[37] * times, [37, 1] * times, []]
+    assert len(calls) == 2 * times
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ from tests.cli.test_cli import vz_edge
 from tests.tiny import make_checkpoint
 from vz_edge.backends import transformers_backend
 from vz_edge.bundle import read_manifest, write_manifest
+from vz_edge.device.doctor.process import Outcome
 from vz_edge.device.memory_check import memory_need
 from vz_edge.device.model import EdgeModel
 from vz_edge.device.verify import look_again
-from vz_edge.errors import CorruptBundleError, DependencyError, ExportError, VzEdgeError
+from vz_edge.errors import CorruptBundleError, DependencyError, ExportError, RequestError, VzEdgeError
 from vz_edge.host import parity
 from vz_edge.host.export import ExportRequest, SilentProgress, plan_export, resolve_weights, write_bundle
 from vz_edge.planning.memory import bundle_bytes
@@ -94,6 +96,45 @@ def test_questions_are_answered_in_every_way_alike(bundle: Path) -> None:
     assert again[0].token_ids == again[1].token_ids
     assert look_again(model).agrees(model.manifest.target)
     assert model.decoder.cache_bytes_per_token == model.manifest.predicted["kv_cache_bytes_per_token"]
+
+
+def test_vision_in_torch_sees_what_onnxruntime_sees(bundle: Path) -> None:
+    model, in_torch = EdgeModel.load(bundle), EdgeModel.load(bundle, vision="torch")
+    assert look_again(in_torch).agrees(in_torch.manifest.target)
+    found, expected = in_torch.encode(PICTURE), model.encode(PICTURE)
+    assert found.kept is not None and expected.kept is not None
+    assert np.mean(found.kept == expected.kept) == 1.0
+    assert np.abs(found.features - expected.features).max() < 0.02 * np.abs(expected.features).max()
+    replies = [each.ask(expected, QUESTIONS[0], max_new_tokens=4).token_ids for each in (model, in_torch)]
+    assert replies[0] == replies[1]
+    ran = vz_edge("run", bundle, "what?", "--vision", "torch", "--max-new-tokens", 2)
+    assert ran.returncode == 0 and ran.stderr.count("\n") == 1, ran.stderr
+
+
+def test_vision_in_torch_needs_no_onnxruntime(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(DependencyError, match=r"onnxruntime is not installed.*vision='torch' \(--vision torch\)"):
+        EdgeModel.load(folder / "bnb4")
+    assert EdgeModel.load(folder / "bnb4", vision="torch").ask(PICTURE, "what?", max_new_tokens=2).image_tokens == 90
+    with pytest.raises(RequestError, match=r"vision 'jax' is unknown; expected 'onnx' \(ONNX Runtime\) or 'torch'"):
+        EdgeModel.load(folder / "bnb4", vision="jax")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("reason", ["named symbol not found", "the process ended with status 1"])
+def test_a_kernel_that_does_not_run_here_is_named_on_the_command_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    monkeypatch.setattr(transformers_backend, "kernel_trial", lambda bits, device: Outcome(None, reason))
+    never = ("--out", folder / "never")
+    for arguments in (
+        ("run", folder / "bnb4", "what?"),
+        ("verify", folder / "bnb4"),
+        ("export", "--model", folder / "checkpoint", "--format", "bnb", *never),
+    ):
+        done = vz_edge(*arguments)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+        assert f"4-bit kernel on this machine's cpu ({reason})" in done.stderr and "--format onnx" in done.stderr
+    assert not (folder / "never").exists()
 
 
 def test_threads_share_a_model(folder: Path) -> None:

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from vz_edge.errors import CheckpointError, RecipeError
+from vz_edge.errors import CheckpointError, ExportError, RecipeError
 from vz_edge.host import source
 from vz_edge.recipe import load_recipe
 
@@ -42,3 +42,12 @@ def test_the_tower_may_lie_beside_the_checkpoint(tmp_path: Path, monkeypatch: py
 def test_a_checkpoint_without_a_prompt_takes_that_of_its_shape() -> None:
     model = load_recipe("llava-next-34b").model
     assert source.matching_recipe(model) == load_recipe("llava-next-34b")
+
+
+def test_a_recipe_of_another_model_than_its_checkpoint_is_refused(tmp_path: Path) -> None:
+    recipe = load_recipe("llava-next-7b")
+    found = source.Source(recipe.name, recipe.checkpoint, tmp_path, recipe)
+    source.check_recipe(found, recipe.model)
+    with pytest.raises(ExportError, match=r"40 layers.* the recipe llava-next-7b says .*32 layers.*as --model"):
+        source.check_recipe(found, load_recipe("llava-next-13b").model)
+    source.check_recipe(source.Source("any", "any", tmp_path, None), recipe.model)

@@ -10,12 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.make_checkpoint import model_of_shape
-from vz_edge.bundle import default_weights
+from vz_edge.bundle import bitsandbytes_weights, default_weights
 from vz_edge.planning.devices import load_device
 from vz_edge.planning.memory import bundle_bytes
 from vz_edge.planning.question import question_of
 from vz_edge.planning.resident import (
     MemoryPlan,
+    bitsandbytes_cpu_memory,
+    bitsandbytes_gpu_memory,
     onnxruntime_cpu_memory,
     onnxruntime_gpu_memory,
     transformers_memory,
@@ -113,3 +115,19 @@ def test_more_of_anything_never_takes_less(tokens: int, bits: int, prompt: int, 
     ):
         assert plan(weights, question).peak_bytes < plan(weights, larger).peak_bytes
         assert plan(weights, question).peak_bytes < plan(more_bits, question).peak_bytes
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_bundle_with_bitsandbytes_weights_needs_less_than_the_published_code(bits: int) -> None:
+    """The same weights and tokens: the attention of the tower, and a cache that is copied, are what it saves."""
+    model = load_recipe("llava-next-13b").model
+    weights = bitsandbytes_weights(bits)  # type: ignore[arg-type]
+    question = question_of(model, 320, None, prompt_tokens=200, answer_tokens=8)
+    ours = bitsandbytes_gpu_memory(model, weights, question, unified=False)
+    theirs = transformers_memory(model, default_weights(bits), question, selects=True)
+    stored = bundle_bytes(model, weights, "cuda")
+    assert stored["decoder"] + stored["lm_head"] < ours.peak_bytes < theirs.peak_bytes
+    shared = bitsandbytes_gpu_memory(model, weights, question, unified=True)
+    assert shared.peak_bytes - ours.peak_bytes > 100e6  # the host's process
+    # On a processor the tower is mapped while the model answers.
+    assert "vision" not in bitsandbytes_cpu_memory(model, weights, question).stages["answer"]

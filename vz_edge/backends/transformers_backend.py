@@ -1,4 +1,7 @@
-"""Language models with bitsandbytes weights: whether this machine can run one, on which processor, and loading it."""
+"""Bundles with bitsandbytes weights: whether this machine can run one, on which processor, and loading it.
+
+The language model runs in transformers; vision in ONNX Runtime, or in torch beside the language model.
+"""
 
 from __future__ import annotations
 
@@ -12,20 +15,25 @@ from typing import Any, Literal
 
 from vz_edge.backends.bitsandbytes_trial import fault, kernel_trial
 from vz_edge.bundle import LANGUAGE_MODEL, Manifest
+from vz_edge.device.backend import VisionRuntime
 from vz_edge.device.decoder import Decoder
 from vz_edge.device.doctor.process import one_line
-from vz_edge.device.runtime import CPU, CUDA
+from vz_edge.device.runtime import CPU, CUDA, choose_providers
+from vz_edge.device.vision import Vision, VisionEncoder
 from vz_edge.errors import CorruptBundleError, DependencyError, ProviderError
 
 PACKAGES = ("torch", "transformers", "bitsandbytes", "accelerate")
 Device = Literal["cpu", "cuda"]
+# ONNX Runtime's providers by their short names, and the device of torch that each stands for.
+DEVICES: dict[str, Device] = {"cpu": "cpu", "cuda": "cuda", "tensorrt": "cuda"}
 
 
 @dataclass(frozen=True)
 class TransformersBackend:
-    """transformers and bitsandbytes on ``device``."""
+    """transformers and bitsandbytes on ``device``; vision on ONNX Runtime's ``vision_providers``, None: torch."""
 
     device: Device
+    vision_providers: tuple[str, ...] | None = None
 
     @property
     def provider(self) -> str:
@@ -33,12 +41,15 @@ class TransformersBackend:
         return CUDA if self.device == "cuda" else CPU
 
     @classmethod
-    def choose(cls, folder: Path, providers: Sequence[str] | None, manifest: Manifest) -> TransformersBackend:
+    def choose(
+        cls, folder: Path, providers: Sequence[str] | None, manifest: Manifest, vision: VisionRuntime
+    ) -> TransformersBackend:
         """Check packages and kernels. Raises DependencyError and ProviderError."""
         require_packages(f"{folder} has bitsandbytes weights, and running them")
+        vision_providers = None if vision == "torch" else _vision_providers(providers, manifest.target)
         device = choose_device(providers, manifest.target)
         require_kernel(manifest.weights.bits, device)
-        return cls(device)
+        return cls(device, vision_providers)
 
     def open(self, folder: Path, threads: int | None) -> Decoder:
         """Load the language model; ``threads`` are torch's, of the whole process."""
@@ -54,6 +65,14 @@ class TransformersBackend:
             model.set_input_embeddings(torch.nn.Embedding(1, 1, dtype=model.dtype, device=model.device))
         return TransformersDecoder(model)
 
+    def open_vision(self, folder: Path, manifest: Manifest, threads: int | None) -> Vision:
+        """As Backend.open_vision."""
+        if self.vision_providers is not None:
+            return VisionEncoder.open(folder, manifest, self.vision_providers, threads)
+        from vz_edge.backends.torch_vision import TorchVision
+
+        return TorchVision.open(folder, manifest, self.device)
+
 
 def require_packages(what: str) -> None:
     """Raise DependencyError where a package is missing; ``what`` needs them."""
@@ -68,22 +87,36 @@ def require_packages(what: str) -> None:
 def choose_device(providers: Sequence[str] | None, target: Literal["cpu", "cuda"]) -> Device:
     """Where the language model runs: on the CPU where ``providers`` begin with it, on CUDA where they do otherwise.
 
-    None takes CUDA for a bundle exported for it, where torch has it. Raises ProviderError where torch does not.
+    None takes CUDA for a bundle exported for it, where torch has it. Raises ProviderError where torch does not, and
+    for a provider that is not torch's.
     """
     import torch
 
     available = torch.cuda.is_available()
     if providers is None:
         return "cuda" if target == "cuda" and available else "cpu"
-    first = providers if isinstance(providers, str) else providers[0]
-    if first.removesuffix("ExecutionProvider").lower() == "cpu":
-        return "cpu"
-    if not available:
+    first = providers if isinstance(providers, str) else next(iter(providers), "")
+    device = DEVICES.get(first.removesuffix("ExecutionProvider").lower())
+    if device is None:
+        raise ProviderError(
+            f"the language model cannot run on '{first}': torch runs it; take --provider cpu or --provider cuda"
+        )
+    if device == "cuda" and not available:
         raise ProviderError(
             f"the language model cannot run on '{first}': torch {torch.__version__} has no CUDA device here; install "
             "a CUDA build of torch, or take --provider cpu"
         )
-    return "cuda"
+    return device
+
+
+def _vision_providers(providers: Sequence[str] | None, target: Literal["cpu", "cuda"]) -> tuple[str, ...]:
+    """As choose_providers, whose errors then name the other way."""
+    try:
+        return tuple(choose_providers(providers, target))
+    except (DependencyError, ProviderError) as error:
+        raise type(error)(
+            f"{error}; or let torch run the vision of this bundle too, with vision='torch' (--vision torch)"
+        ) from error
 
 
 def require_kernel(bits: int, device: Device) -> None:

@@ -35,6 +35,9 @@ COMMON_SIZES = (
 def command(
     what: Annotated[str, typer.Argument(help="A bundle's folder, or a recipe's name.")],
     bits: Annotated[Literal["4", "8", "16"], typer.Option(help="For a recipe: bits of the weights.")] = "4",
+    format_: Annotated[
+        Literal["onnx", "bnb"], typer.Option("--format", help="For a recipe: as for 'vz-edge export'.")
+    ] = "onnx",
     tokens: Annotated[
         str | None, typer.Option(help="For a recipe: the budget, or 'all'. Default: the recipe's.")
     ] = None,
@@ -52,7 +55,7 @@ def command(
     if Path(what).is_dir():
         report = _of_bundle(Path(what), device)
     elif what in recipe_names() or "/" not in what:
-        report = _of_recipe(what, int(bits), tokens, target, device)
+        report = _of_recipe(what, format_, int(bits), tokens, target, device)  # type: ignore[arg-type]
     else:
         raise RecipeError(f"{what} is neither a bundle's folder nor a recipe's name ('vz-edge models' lists them)")
     if as_json:
@@ -69,6 +72,7 @@ def _of_bundle(folder: Path, device: str | None) -> dict[str, Any]:
         "name": manifest.name,
         "checkpoint": manifest.checkpoint,
         "created_by": manifest.created_by,
+        "format": manifest.format,
         "target": manifest.target,
         "weights": dataclasses.asdict(manifest.weights),
         "bytes": {name: entry.size_bytes for name, entry in manifest.files.items()},
@@ -83,24 +87,31 @@ def _of_bundle(folder: Path, device: str | None) -> dict[str, Any]:
 
 
 def _of_recipe(
-    name: str, bits: int, tokens: str | None, target: Literal["cpu", "cuda"], device: str | None
+    name: str,
+    format_: Literal["onnx", "bnb"],
+    bits: Literal[4, 8, 16],
+    tokens: str | None,
+    target: Literal["cpu", "cuda"],
+    device: str | None,
 ) -> dict[str, Any]:
     from vz_edge.budget import parse_tokens
-    from vz_edge.bundle import default_weights
+    from vz_edge.bundle import bitsandbytes_weights, default_weights
     from vz_edge.planning.memory import bundle_bytes, export_peak_rss_bytes, kv_cache_bytes_per_token
     from vz_edge.recipe import load_recipe
 
     recipe = load_recipe(name)
     model = recipe.model
-    weights = default_weights(bits)  # type: ignore[arg-type]
+    weights = bitsandbytes_weights(bits) if format_ == "bnb" else default_weights(bits)
     budget = parse_tokens(tokens or str(recipe.tokens), model.max_tiles, model.tower.patches)
     return {
         "name": recipe.name,
         "checkpoint": recipe.checkpoint,
+        "format": format_,
         "target": target,
         "weights": dataclasses.asdict(weights),
         "bytes": bundle_bytes(model, weights, target),
-        "kv_cache_bytes_per_token": kv_cache_bytes_per_token(model.decoder, target),
+        # torch holds the cache in 16 bits on the CPU too.
+        "kv_cache_bytes_per_token": kv_cache_bytes_per_token(model.decoder, "cuda" if format_ == "bnb" else target),
         "export_peak_rss_bytes": export_peak_rss_bytes(model),
         "memory_plan": _memory_plan(model, weights, budget, target, device),
         **_budget_report(model, budget),
@@ -160,7 +171,7 @@ def _print(report: dict[str, Any]) -> None:
     console.print(f"[bold]{report['name']}[/bold] ({report['checkpoint']}) for {report['target']}", highlight=False)
     console.print(
         f"weights: {weights['bits']} bits, lm_head {weights['lm_head_bits']}, vision {weights['vision_bits']}; "
-        f"{weights['quantizer']}, blocks of {weights['block_size']}"
+        f"{weights['quantizer']}, {f'blocks of {size}' if (size := weights['block_size']) else 'a scale a row'}"
     )
     if budget is None:
         console.print("tokens: all")

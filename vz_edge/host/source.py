@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vz_edge.errors import CheckpointError, RecipeError
+from vz_edge.errors import CheckpointError, ExportError, RecipeError
 from vz_edge.recipe import ModelSpec, Recipe, data_folder, load_recipe, recipe_names
 
 # Weights as safetensors, and every small file that says how to use them; no pickles, no code.
@@ -57,12 +57,26 @@ def resolve_tower(config: dict[str, Any], folder: Path) -> Path:
 
 def matching_recipe(spec: ModelSpec) -> Recipe | None:
     """The shipped recipe of the same family and decoder shape, whose prompt fits a checkpoint that has none."""
+    return next((r for r in map(load_recipe, recipe_names()) if _shape(r.model) == _shape(spec)), None)
 
-    def shape(model: ModelSpec) -> tuple[object, ...]:
-        decoder = model.decoder
-        return model.family, decoder.type, decoder.hidden_size, decoder.layers, decoder.kv_heads
 
-    return next((r for r in map(load_recipe, recipe_names()) if shape(r.model) == shape(spec)), None)
+def check_recipe(source: Source, spec: ModelSpec) -> None:
+    """Raise ExportError where the recipe that was asked for describes another model than its checkpoint is."""
+    if source.recipe is not None and _shape(source.recipe.model) != _shape(spec):
+        raise ExportError(
+            f"{source.checkpoint} is {_described(spec)}, and the recipe {source.name} says "
+            f"{_described(source.recipe.model)}; correct the recipe, or give the checkpoint alone as --model"
+        )
+
+
+def _shape(model: ModelSpec) -> tuple[object, ...]:
+    decoder = model.decoder
+    return model.family, decoder.type, decoder.hidden_size, decoder.layers, decoder.kv_heads
+
+
+def _described(model: ModelSpec) -> str:
+    family, decoder, hidden_size, layers, kv_heads = _shape(model)
+    return f"{family} with a {decoder} decoder ({layers} layers, {hidden_size} wide, {kv_heads} KV heads)"
 
 
 def download(hub_id: str) -> Path:

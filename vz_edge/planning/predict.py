@@ -21,6 +21,8 @@ from vz_edge.planning.memory import ACTIVATION_BYTES, bundle_bytes
 from vz_edge.planning.question import Question, question_of
 from vz_edge.planning.resident import (
     MemoryPlan,
+    bitsandbytes_cpu_memory,
+    bitsandbytes_gpu_memory,
     onnxruntime_cpu_memory,
     onnxruntime_gpu_memory,
     transformers_memory,
@@ -104,9 +106,16 @@ def predict(
 def memory_plan(
     model: ModelSpec, weights: WeightSpec, question: Question, device: DeviceProfile, runtime: str, selects: bool
 ) -> MemoryPlan:
-    """The memory alone. ``selects``: with VisionZip, not all tokens; ``runtime`` is one of RUNTIMES."""
+    """The memory alone. ``selects``: with VisionZip, not all tokens; ``runtime`` is one of RUNTIMES.
+
+    "onnxruntime" stands for this package's bundles; those with bitsandbytes weights are told by their ``weights``.
+    """
     if runtime == "transformers":
         return transformers_memory(model, weights, question, selects)
+    if weights.quantizer in ("nf4", "int8"):
+        if device.device_class == "cpu":
+            return bitsandbytes_cpu_memory(model, weights, question)
+        return bitsandbytes_gpu_memory(model, weights, question, device.unified_memory)
     if device.device_class == "cpu":
         return onnxruntime_cpu_memory(model, weights, question)
     return onnxruntime_gpu_memory(model, weights, question, device.unified_memory)

@@ -1,9 +1,10 @@
 """Memory of an answer by stage and part, in bytes: what a device must have while a model looks and writes.
 
-Two backends. **ONNX Runtime** runs this package's bundles. On a GPU all weights stay there, but for the token table,
+Three backends. **ONNX Runtime** runs this package's bundles. On a GPU all weights stay there, but for the token table,
 which the host maps. On a processor the tower's weights are mapped and given back after each picture
-(``vz_edge/device/mapped.py``), so that the peak is the largest stage and not the sum. **transformers** is the paper's
-own code: LLaVA 1.2 on transformers 4.37 with bitsandbytes, as evaluated on an A800.
+(``vz_edge/device/mapped.py``), so that the peak is the largest stage and not the sum. **bitsandbytes** is a bundle
+whose language model runs in transformers; its plan has not been held against a large model's measurement yet.
+**transformers** is the paper's own code: LLaVA 1.2 on transformers 4.37 with bitsandbytes, as evaluated on an A800.
 
 The paper's memory table (arXiv 2412.04467, table 16: LLaVA-NeXT on ScienceQA, nvidia-smi's MiB) is explained by what
 that code does; with 200 tokens of prompt the rows come out 5 % above to 5 % below:
@@ -40,6 +41,9 @@ from vz_edge.recipe import ModelSpec
 # A process that holds a small model: Python, onnxruntime, the graphs, libraries' mapped pages. Measured: a 0.94 B
 # bundle is 0.640 GB resident after loading, 0.525 GB of it repacked weights.
 HOST_PROCESS_BYTES = 115_000_000
+# The same with torch, transformers and bitsandbytes. Measured: a bundle with hardly any weights is 0.450 GB resident
+# after loading (torch 2.13 for processors; what a torch for CUDA takes has not been measured).
+TORCH_PROCESS_BYTES = 450_000_000
 # What stays after the first picture, of its tiles and of ONNX Runtime's arena. Measured on the same bundle (and 0.05 GB
 # on a 13B, profiles/reports/answer_memory.md).
 AFTER_PICTURE_BYTES = 80_000_000
@@ -133,6 +137,68 @@ def onnxruntime_gpu_memory(model: ModelSpec, weights: WeightSpec, question: Ques
             },
         }
     )
+
+
+def bitsandbytes_cpu_memory(model: ModelSpec, weights: WeightSpec, question: Question) -> MemoryPlan:
+    """Resident memory of a bundle with bitsandbytes weights on a processor; the tower's weights are mapped.
+
+    The checkpoint's token table is let go after loading: a bundle has its own, which is mapped.
+    """
+    on_disk, table = bundle_bytes(model, weights, "cpu"), _own_table_bytes(model)
+    always = {
+        "decoder": on_disk["decoder"] - table,
+        "lm_head": on_disk["lm_head"],
+        "runtime": TORCH_PROCESS_BYTES,
+    }
+    looking = {"vision": on_disk["vision"], "workspace": _vision_workspace(model, question, 4)}
+    after_picture = always | {"runtime": TORCH_PROCESS_BYTES + AFTER_PICTURE_BYTES}
+    return MemoryPlan(
+        {
+            "load": always | {"token_table": table},
+            "picture": always | looking,
+            "answer": after_picture | _bitsandbytes_answer(model, weights, question),
+        }
+    )
+
+
+def bitsandbytes_gpu_memory(model: ModelSpec, weights: WeightSpec, question: Question, unified: bool) -> MemoryPlan:
+    """The same on a GPU, where the tower stays; ``unified``: the host's process is in the same memory."""
+    on_disk, table = bundle_bytes(model, weights, "cuda"), _own_table_bytes(model)
+    resident = {
+        "vision": on_disk["vision"],
+        "decoder": on_disk["decoder"] - table,
+        "lm_head": on_disk["lm_head"],
+        "runtime": CUDA_CONTEXT_BYTES + (TORCH_PROCESS_BYTES + AFTER_PICTURE_BYTES if unified else 0),
+    }
+    looking = _vision_workspace(model, question, 2)
+    answer = _bitsandbytes_answer(model, weights, question)
+    return MemoryPlan(
+        {
+            "load": resident | {"token_table": table},
+            "picture": resident | {"workspace": looking},
+            "answer": resident | answer | {"workspace": looking + answer["workspace"]},
+        }
+    )
+
+
+def _bitsandbytes_answer(model: ModelSpec, weights: WeightSpec, question: Question) -> dict[str, int]:
+    """KV cache and workspace; **assumed** is that torch has as many buffers of a prompt as ONNX Runtime.
+
+    A prompt is multiplied with NF4 weights that were unpacked to 16 bits, one layer at a time.
+    """
+    decoder = model.decoder
+    parts = {
+        "kv_cache": question.context_tokens * kv_cache_bytes_per_token(decoder, "cuda"),  # 16 bits on a processor too
+        "workspace": _prefill_workspace(model, question, 2),
+    }
+    unpacked = {"unpacked_layer": max(2 * outputs * inputs for outputs, inputs in _separate_shapes(model))}
+    return parts | (unpacked if weights.bits == 4 else {})
+
+
+def _own_table_bytes(model: ModelSpec) -> int:
+    """The checkpoint's token table where nothing but a prompt needs it."""
+    decoder = model.decoder
+    return 0 if decoder.tie_word_embeddings else 2 * decoder.vocab_size * decoder.hidden_size
 
 
 def transformers_memory(model: ModelSpec, weights: WeightSpec, question: Question, selects: bool) -> MemoryPlan:
