@@ -80,6 +80,19 @@ def test_run_as_json_carries_its_measurements(folder: Path) -> None:
     assert reply["ttft_sec"] > 0
 
 
+def test_run_answers_to_a_schema_or_with_a_choice(folder: Path) -> None:
+    ask = ("run", folder / "bundle", "--image", folder / "picture.png", "what?")
+    schema = folder / "schema.json"
+    schema.write_text('{"type": "array", "items": {"enum": ["a", 2]}, "minItems": 1, "maxItems": 2}', encoding="utf-8")
+    answer = json.loads(vz_edge(*ask, "--schema", schema).stdout)
+    assert 1 <= len(answer) <= 2 and set(answer) <= {"a", 2}
+    reply = json.loads(vz_edge(*ask, "--schema", schema, "--json").stdout)
+    assert reply["value"] == answer == json.loads(reply["text"])
+    chosen = vz_edge(*ask, "--choices", "yes, no").stdout.strip()
+    probabilities = json.loads(vz_edge(*ask, "--choices", "yes, no", "--json").stdout)["probabilities"]
+    assert set(probabilities) == {"yes", "no"} and chosen == max(probabilities, key=probabilities.get)
+
+
 def test_a_chat_remembers_and_ends_with_an_empty_line(folder: Path) -> None:
     done = vz_edge(
         "run", folder / "bundle", "--image", folder / "picture.png", "--max-new-tokens", 3, typed="one\ntwo\n\n"
@@ -115,6 +128,7 @@ def test_models_lists_every_recipe() -> None:
 def test_what_a_person_gets_wrong_is_one_line_and_status_2(folder: Path) -> None:
     bundle, checkpoint, picture = folder / "bundle", folder / "checkpoint", folder / "picture.png"
     (folder / "empty.png").write_bytes(b"")
+    (folder / "list.json").write_text("[]")
     (folder / "pickled").mkdir(exist_ok=True)
     (folder / "pickled" / "pytorch_model.bin").write_bytes(b"\x80\x02")
     (folder / "pickled" / "config.json").write_text((checkpoint / "config.json").read_text())
@@ -134,6 +148,10 @@ def test_what_a_person_gets_wrong_is_one_line_and_status_2(folder: Path) -> None
         "absent.png does not exist": ("run", bundle, "--image", folder / "absent.png", "what?"),
         "do not fit the context of 100": ("run", bundle, "--image", picture, "what?", "--max-context", "100"),
         "lower max_new_tokens": ("run", bundle, "--image", picture, "what?", "--max-new-tokens", "100000"),
+        "one of them": ("run", bundle, "what?", "--schema", folder / "schema.json", "--choices", "yes,no"),
+        "cannot be read as JSON": ("run", bundle, "what?", "--schema", folder / "absent.json"),
+        "is no JSON schema": ("run", bundle, "what?", "--schema", folder / "list.json"),
+        "the choice ''": ("run", bundle, "what?", "--choices", "yes,,no"),
         "NoSuchExecutionProvider": (
             "run",
             bundle,
@@ -146,6 +164,8 @@ def test_what_a_person_gets_wrong_is_one_line_and_status_2(folder: Path) -> None
         "is not a bundle": ("run", checkpoint, "what?"),
         "does not exist": ("verify", folder / "nothing"),
         "no recipe": ("inspect", "llava-next-14b"),
+        "no 16 bits": ("inspect", "llava-next-7b", "--format", "bnb", "--bits", "16"),
+        "its vision does not run in torch": ("run", bundle, "what?", "--vision", "torch"),
     }
     for message, arguments in wrong.items():
         done = vz_edge(*arguments)

@@ -30,9 +30,18 @@ ALLOWED = {
     "bundle": {"errors", "strict", "budget", "recipe"},
     "device": {"errors", "strict", "budget", "recipe", "bundle"},
     "backends": {"errors", "strict", "budget", "recipe", "bundle", "device"},
+    "metrics": set(),
+    "watch": {"errors", "strict", "budget", "recipe", "bundle", "device", "metrics"},
+    "serve": {"errors", "strict", "budget", "recipe", "bundle", "device", "metrics", "__version__"},
 }
-# The one file of the device side that reaches for a backend in torch, inside a function.
-DOORS = {PACKAGE / "device" / "backend.py": {"backends"}}
+DOORS = {
+    # The one file of the device side that reaches for a backend in torch, inside a function.
+    PACKAGE / "device" / "backend.py": {"backends"},
+    # EdgeModel.watch is made of the device side, and imported when it is called.
+    PACKAGE / "device" / "model.py": {"metrics", "watch"},
+    # Vision in torch is the host's own selection, not a second one.
+    PACKAGE / "backends" / "torch_vision.py": {"host"},
+}
 
 
 def imported(path: Path) -> set[str]:
@@ -61,7 +70,7 @@ def test_imports_run_one_way(part: str) -> None:
 
 
 def test_device_files_name_no_heavy_package() -> None:
-    for path in (PACKAGE / "device").rglob("*.py"):
+    for path in [path for part in ("device", "watch", "serve") for path in (PACKAGE / part).rglob("*.py")]:
         assert not {name.split(".")[0] for name in imported(path)} & set(HEAVY), path
 
 
@@ -83,9 +92,21 @@ from vz_edge import EdgeModel
 model = EdgeModel.load({str(bundle)!r}, threads=1)
 reply = model.ask(numpy.zeros((40, 50, 3), numpy.uint8), "What is this?", max_new_tokens=3)
 assert reply.answer_tokens == 3
+assert len(list(model.watch([numpy.zeros((40, 50, 3), numpy.uint8)], "What is this?"))) == 1
+assert not {{"cv2", "rosbags"}} & set(sys.modules)  # extras, for the sources that need them
 print(json.dumps([name for name in {HEAVY} if name in sys.modules]))
 """
     assert DEVICE_MODULES
+    assert json.loads(run(code)) == []
+
+
+def test_serving_loads_no_heavy_package() -> None:
+    code = f"""
+import json, sys
+from vz_edge.serve.server import run
+from vz_edge.serve.app import create_app
+print(json.dumps([name for name in {HEAVY} if name in sys.modules]))
+"""
     assert json.loads(run(code)) == []
 
 

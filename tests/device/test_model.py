@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from PIL import Image
 
 from tests.device import standin
 from vz_edge.bundle import StopSpec
-from vz_edge.device.fake_decoder import FakeDecoder
+from vz_edge.device.fake_decoder import FakeContext, FakeDecoder
 from vz_edge.device.model import EdgeModel
 from vz_edge.device.onnx_decoder import OnnxDecoder
 from vz_edge.device.prompt import messages_of
@@ -23,6 +25,7 @@ from vz_edge.errors import (
     ImageError,
     InsufficientMemoryError,
     RequestError,
+    VzEdgeError,
 )
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
@@ -159,6 +162,56 @@ def test_the_seed_repeats_a_drawn_answer(model: EdgeModel) -> None:
     assert [reply.token_ids for reply in model.ask_many(PICTURE, [QUESTIONS[0]] * 2, seed=1, **options)] == drawn[:2]
 
 
+class TickingContext(FakeContext):
+    def append(self, embeds: np.ndarray) -> np.ndarray:
+        decoder: Any = self._decoder
+        decoder.now += 1
+        return super().append(embeds)
+
+
+class TickingDecoder(FakeDecoder):
+    """Every call takes a second of a clock that stands still otherwise."""
+
+    now = 0.0
+
+    def start(self, capacity: int) -> FakeContext:
+        return TickingContext(self, capacity)
+
+
+@pytest.mark.parametrize(("deadline_sec", "count"), [(0.5, 1), (1, 1), (1.5, 2), (3.5, 4), (99, COUNT)])
+def test_a_deadline_ends_an_answer_between_two_tokens(
+    model: EdgeModel, monkeypatch: pytest.MonkeyPatch, deadline_sec: float, count: int
+) -> None:
+    decoder = TickingDecoder(standin.HIDDEN, standin.VOCAB)
+    fake = EdgeModel(model.manifest, model.vision, model.chat, model.embedding, decoder, 256, load_sec=0.0)
+    whole = fake.ask(PICTURE, QUESTIONS[0], max_new_tokens=COUNT)
+    assert whole.answer_tokens == COUNT
+    monkeypatch.setattr(time, "perf_counter", lambda: decoder.now)
+    reply = fake.ask(PICTURE, QUESTIONS[0], max_new_tokens=COUNT, deadline_sec=deadline_sec)
+    assert reply.token_ids == whole.token_ids[:count]
+    assert whole.text.startswith(reply.text)
+    assert reply.finish_reason == ("length" if count == COUNT else "deadline")
+    # Many questions have one deadline: the second of these comes after it.
+    many = fake.ask_many(PICTURE, QUESTIONS[:2], max_new_tokens=COUNT, deadline_sec=deadline_sec)
+    assert deadline_sec == 99 or many[1].answer_tokens == 1
+
+
+def test_a_closed_stream_writes_no_more(model: EdgeModel) -> None:
+    whole = model.stream(PICTURE, QUESTIONS[0], max_new_tokens=COUNT)
+    reply = whole.reply
+    whole.close()
+    assert whole.reply is reply
+    for begun in (0, 2):
+        stream = model.stream(PICTURE, QUESTIONS[0], max_new_tokens=COUNT)
+        for _ in range(begun):
+            next(stream)
+        for _ in range(2):
+            stream.close()
+        assert list(stream) == []
+        with pytest.raises(VzEdgeError, match="closed before its end"):
+            stream.reply  # noqa: B018
+
+
 def test_what_does_not_fit_the_context_is_refused_with_what_would(bundle: Path) -> None:
     model = EdgeModel.load(bundle, threads=1, max_context=64)
     used = model.ask(PICTURE, "Why?", max_new_tokens=1)
@@ -177,6 +230,8 @@ def test_what_does_not_fit_the_context_is_refused_with_what_would(bundle: Path) 
         ({"max_new_tokens": 0}, RequestError),
         ({"temperature": -1}, RequestError),
         ({"stop": [""]}, RequestError),
+        ({"deadline_sec": 0}, RequestError),
+        ({"deadline_sec": float("nan")}, RequestError),
         ({"image": "absent.jpg"}, ImageError),
         ({"image": np.zeros((4, 4), np.uint8)}, ImageError),
         ({"prompt": []}, RequestError),

@@ -81,7 +81,7 @@ def encodings(model: EdgeModel, monkeypatch: pytest.MonkeyPatch) -> Iterator[lis
     seen: list = []
     encode = model.vision.encode
     with monkeypatch.context() as patch:
-        patch.setattr(model.vision, "encode", lambda tiles: seen.append(tiles) or encode(tiles))
+        patch.setattr(model.vision, "encode", lambda tiles, *budget: seen.append(tiles) or encode(tiles, *budget))
         yield seen
 
 

@@ -6,9 +6,11 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+from vz_edge.errors import RequestError
 
 if TYPE_CHECKING:
     from vz_edge.device.model import EdgeModel
@@ -21,28 +23,42 @@ def command(
     image: Annotated[list[Path] | None, typer.Option(help="A picture; may be given several times.")] = None,
     stream: Annotated[bool, typer.Option("--stream", help="Print the answer while it is written.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the answer and its measurements as JSON.")] = False,
+    tokens: Annotated[
+        int | None,
+        typer.Option(help="Which of the bundle's token budgets; default: the first that it was exported with."),
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="The longest answer, in tokens.")] = 256,
     temperature: Annotated[float, typer.Option(help="0: always the likeliest token.")] = 0.0,
     top_k: Annotated[int, typer.Option(help="Draw from the k likeliest tokens; 0: from all.")] = 0,
     top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens that make up this probability.")] = 1.0,
     seed: Annotated[int | None, typer.Option(help="Makes a temperature above 0 repeatable.")] = None,
+    schema: Annotated[
+        Path | None, typer.Option(help="A file with a JSON schema; the answer is JSON that fits it.")
+    ] = None,
+    choices: Annotated[str | None, typer.Option(help="The answer is one of these: yes,no,unclear.")] = None,
     provider: Annotated[
         list[str] | None, typer.Option(help="cpu, cuda or a provider of ONNX Runtime's; default: what fits the bundle.")
     ] = None,
+    vision: Annotated[
+        Literal["onnx", "torch"],
+        typer.Option(help="torch: as the language model, in a bundle with bitsandbytes weights."),
+    ] = "onnx",
     threads: Annotated[int | None, typer.Option(help="Threads; default: the physical cores.")] = None,
     max_context: Annotated[int | None, typer.Option(help="Refuse more tokens of context than this.")] = None,
 ) -> None:
     """Ask a bundle a question about a picture; without a question, chat about it."""
     from vz_edge.device.model import EdgeModel
 
-    model = EdgeModel.load(bundle, providers=provider, threads=threads, max_context=max_context)
     options: dict[str, Any] = {
+        "tokens": tokens,
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
         "top_k": top_k,
         "top_p": top_p,
         "seed": seed,
+        "schema": _schema(schema, choices),
     }
+    model = EdgeModel.load(bundle, providers=provider, threads=threads, max_context=max_context, vision=vision)
     pictures: list[Any] = list(image or [])
     if question is None:
         _chat(model, pictures, options)
@@ -51,6 +67,22 @@ def command(
         print(json.dumps(_as_data(model, reply), indent=2))
     else:
         _answer(model, pictures, question, options, stream)
+
+
+def _schema(file: Path | None, choices: str | None) -> dict[str, Any] | list[str] | None:
+    if file and choices is not None:
+        raise RequestError("--schema and --choices were both given; an answer follows one of them")
+    if choices is not None:
+        return [choice.strip() for choice in choices.split(",")]
+    if file is None:
+        return None
+    try:
+        schema = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RequestError(f"{file} cannot be read as JSON ({error}); expected a file with a JSON schema") from error
+    if not isinstance(schema, dict):
+        raise RequestError(f'{file} is no JSON schema; expected an object, as {{"type": "object", ...}}')
+    return schema
 
 
 def _answer(model: EdgeModel, pictures: list[Any], prompt: Any, options: dict[str, Any], stream: bool) -> Reply:
@@ -67,7 +99,7 @@ def _answer(model: EdgeModel, pictures: list[Any], prompt: Any, options: dict[st
 
 def _chat(model: EdgeModel, pictures: list[Any], options: dict[str, Any]) -> None:
     """Read questions until an empty line or the end of input. The pictures are looked at once."""
-    seen = [model.encode(picture) for picture in pictures]
+    seen = [model.encode(picture, options["tokens"]) for picture in pictures]
     messages: list[dict[str, Any]] = []
     print("Ask; an empty line ends the chat.", file=sys.stderr)
     while question := _read_line():

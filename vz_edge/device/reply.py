@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from vz_edge.errors import VzEdgeError
 
@@ -17,10 +17,14 @@ class Reply:
     cache before the call. ``answer_tokens`` counts all that were generated, the stop token included (``token_ids``).
     Seconds are those spent in this call: a picture that was encoded before costs nothing again. ``decode_sec`` runs
     from the first token to the last.
+
+    ``value`` is the answer as data where a ``schema`` was given; ``probabilities`` are those of each choice of a list.
+    ``logprobs``, where they were asked for, are the natural logarithms of the probability that the model itself gave
+    each of ``token_ids``: at temperature 1, before a schema or ``top_k`` and ``top_p`` left any out.
     """
 
     text: str
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "deadline"]
     token_ids: tuple[int, ...]
     prompt_tokens: int
     image_tokens: int
@@ -29,6 +33,9 @@ class Reply:
     vision_sec: float
     prefill_sec: float
     decode_sec: float
+    value: Any = None
+    logprobs: tuple[float, ...] | None = None
+    probabilities: Mapping[str, float] | None = None
 
     @property
     def answer_tokens(self) -> int:
@@ -76,11 +83,18 @@ class Stream(Iterator[str]):
             self._reply = self._reply or end.value
             raise
 
+    def close(self) -> None:
+        """End the answer here: nothing more of it is generated. An answer that was at its end keeps its ``reply``.
+
+        For the thread that reads the pieces, between two of them.
+        """
+        self._pieces.close()
+
     @property
     def reply(self) -> Reply:
         """The finished answer; generates what is left of it if need be."""
         for _ in self:
             pass
         if self._reply is None:
-            raise VzEdgeError("the answer broke off with an error, so there is no reply; ask again")
+            raise VzEdgeError("the answer broke off or was closed before its end, so there is no reply; ask again")
         return self._reply

@@ -62,3 +62,10 @@ def distribution(logits: np.ndarray, settings: Sampling) -> tuple[np.ndarray, np
         count = int(np.count_nonzero(before < settings.top_p))
         ids, probabilities = ids[:count], probabilities[:count] / probabilities[:count].sum()
     return ids, probabilities
+
+
+def log_probabilities(logits: np.ndarray) -> np.ndarray:
+    """Natural logarithms of the probabilities that float logits [vocab] give, at temperature 1: float64 [vocab]."""
+    shifted = logits.astype(np.float64) - float(logits.max())  # the largest becomes 0: exp cannot overflow
+    result: np.ndarray = shifted - np.log(np.exp(shifted).sum())
+    return result
