@@ -54,9 +54,9 @@ def bundle_with_tokens(shape: str, target: Target, work: Path, tokens: str) -> P
         return folder
     base = bundle(shape, target, work)
     plan = plan_export(ExportRequest(str(work / shape), folder, bits=4, tokens=tokens, target=target))
-    manifest = dataclasses.replace(read_manifest(base), budget=plan.budget, parity={})
+    manifest = dataclasses.replace(read_manifest(base), budget=plan.budgets[0] if plan.budgets else None, parity={})
     with staged_folder(folder, force=False) as staging:
-        vision = build_vision(plan.checkpoint, plan.model, plan.budget, PRECISION[target], None)
+        vision = build_vision(plan.checkpoint, plan.model, plan.budgets, PRECISION[target], None)
         vision.save(staging / "vision.onnx", lambda *_: None)
         for name in manifest.files:
             if not name.startswith("vision."):

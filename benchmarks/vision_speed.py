@@ -103,7 +103,9 @@ def _export(rival: str, folder: Path, model: ModelSpec, path: Path) -> None:
     # Without selection the order of a grid's tokens is computed outside of the graph: one family serves all.
     model = dataclasses.replace(model, family="llava", grid_pinpoints=()) if rival == "all" else model
     path.parent.mkdir(parents=True, exist_ok=True)
-    build_vision(Checkpoint.open(folder), model, budget, ir.DataType.FLOAT, quant).save(path, lambda *_: None)
+    build_vision(Checkpoint.open(folder), model, () if budget is None else (budget,), ir.DataType.FLOAT, quant).save(
+        path, lambda *_: None
+    )
 
 
 def _torch_runner(

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import doctest
+import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+import pydantic
 import pytest
 from easy_vqa import get_test_image_paths, get_test_questions
 
 from vz_edge import EdgeModel
 from vz_edge.device.verify import look_again
-from vz_edge.host.export import ExportRequest, SilentProgress, plan_export, write_bundle
 
 PICTURE = Path(__file__).parents[1] / "examples" / "scene.png"
+DOCS = Path(__file__).parents[1] / "docs"
 # What anyone sees in examples/scene.png; the second is the question of `make demo`.
 ANSWERS = {
     "what color is the star?": "blue",
@@ -28,11 +31,18 @@ EASY_VQA_PICTURES = 40
 LEAST_EASY_VQA_PERCENT = 97  # profiles/reports/demo_accuracy.md has the whole set
 
 
+class Count(pydantic.RootModel[Annotated[int, pydantic.Field(ge=0, le=9)]]):
+    pass
+
+
+class Scene(pydantic.BaseModel):
+    shape: Literal["circle", "rectangle", "triangle"]
+    color: Literal["teal", "blue"]
+
+
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, EdgeModel]:
-    out = tmp_path_factory.mktemp("demo") / "bundle"
-    write_bundle(plan_export(ExportRequest("vz-demo", out, bits=4, tokens="320")), SilentProgress())
-    return out, EdgeModel.load(out, threads=2)
+def demo(demo_bundle: Path) -> tuple[Path, EdgeModel]:
+    return demo_bundle, EdgeModel.load(demo_bundle, threads=2)
 
 
 def test_it_sees_the_example(demo: tuple[Path, EdgeModel]) -> None:
@@ -52,6 +62,42 @@ def test_a_session_answers_as_fresh_asks_do(demo: tuple[Path, EdgeModel]) -> Non
     fresh = [model.ask(PICTURE, question, max_new_tokens=8) for question in ANSWERS]
     assert [reply.token_ids for reply in replies] == [reply.token_ids for reply in fresh]
     assert all(reply.cached_tokens > reply.image_tokens for reply in replies)
+
+
+def test_choices_agree_with_what_it_writes_freely(demo: tuple[Path, EdgeModel]) -> None:
+    _, model = demo
+    questions, answers, numbers = get_test_questions()
+    shapes = ["circle", "rectangle", "triangle"]
+    for number in sorted(set(numbers))[:EASY_VQA_PICTURES:8]:
+        asked = [q for q, a, n in zip(questions, answers, numbers, strict=True) if n == number and a in shapes]
+        picture = model.encode(get_test_image_paths()[number])
+        for free, chosen in zip(
+            model.ask_many(picture, asked, max_new_tokens=8), model.ask_many(picture, asked, schema=shapes), strict=True
+        ):
+            assert chosen.value == free.text
+            assert chosen.token_ids == free.token_ids[:-1]  # the stop token
+            assert sum(chosen.probabilities.values()) == pytest.approx(1)
+
+
+def test_it_answers_with_a_pydantic_object(demo: tuple[Path, EdgeModel]) -> None:
+    _, model = demo
+    session = model.session()
+    session.look(PICTURE)
+    assert session.ask("how many objects are there?", schema=Count).value == Count(3)
+    scene = session.ask("what shape is the teal object?", schema=Scene).value
+    assert isinstance(scene, Scene) and scene.color in ("teal", "blue")
+    assert {q: session.ask(q, max_new_tokens=8).text for q in ANSWERS} == ANSWERS
+
+
+def test_the_examples_of_the_docs_are_what_it_says(
+    demo: tuple[Path, EdgeModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, model = demo
+    monkeypatch.chdir(PICTURE.parents[1])
+    blocks = re.findall("```python\n(.*?)```", (DOCS / "answers.md").read_text(encoding="utf-8"), re.DOTALL)
+    examples = doctest.DocTestParser().get_doctest("".join(blocks), {"model": model}, "answers.md", None, 0)
+    assert len(examples.examples) > 5
+    assert doctest.DocTestRunner().run(examples).failed == 0
 
 
 def test_it_sees_pictures_that_training_never_saw(demo: tuple[Path, EdgeModel]) -> None:

@@ -61,6 +61,19 @@ def parse_tokens(text: str, max_tiles: int, patches: int) -> TokenBudget | None:
     return split_tokens(int(text), max_tiles, patches)
 
 
+def parse_budgets(text: str, max_tiles: int, patches: int) -> tuple[TokenBudget, ...]:
+    """The budgets that ``--tokens 640,320,160`` means, the first is the default; none for "all". Raises BudgetError."""
+    totals = [part.strip() for part in text.split(",")]
+    if totals == ["all"]:
+        return ()
+    if "all" in totals:
+        raise BudgetError(f"--tokens {text}: 'all' is a graph of its own and stands alone; export it as another bundle")
+    if len(set(totals)) < len(totals):
+        raise BudgetError(f"--tokens {text} names a total twice; give each once, the default first")
+    budgets = [parse_tokens(total, max_tiles, patches) for total in totals]
+    return tuple(budget for budget in budgets if budget is not None)
+
+
 def check_budget(budget: TokenBudget, patches: int) -> TokenBudget:
     """Return the budget if a tile of ``patches`` patches can give it; raise BudgetError otherwise."""
     most_contextual = patches + 1 - budget.dominant

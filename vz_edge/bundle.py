@@ -21,11 +21,18 @@ from typing import Any, Literal
 
 from vz_edge import strict
 from vz_edge.budget import TokenBudget
-from vz_edge.errors import BundleError, BundleVersionError, CorruptBundleError, TargetExistsError
+from vz_edge.errors import (
+    BudgetError,
+    BundleError,
+    BundleVersionError,
+    CorruptBundleError,
+    ExportError,
+    TargetExistsError,
+)
 from vz_edge.recipe import ModelSpec
 
-FORMAT_VERSION = 2
-READABLE_VERSIONS = (1, 2)  # 1 had no ``format``: all were ONNX
+FORMAT_VERSION = 3
+READABLE_VERSIONS = (1, 2, 3)  # 1 had no ``format``, all were ONNX; 2 had one budget at most
 MANIFEST = "vz_edge.json"
 LANGUAGE_MODEL = "language_model"  # the folder of a bundle with bitsandbytes weights
 HASH_CHUNK_BYTES = 1 << 22
@@ -58,11 +65,17 @@ def default_weights(bits: Literal[4, 8, 16]) -> WeightSpec:
     return WeightSpec(bits, lm_head_bits=16 if bits == 16 else 8, vision_bits=16, block_size=128, quantizer="rtn")
 
 
-def bitsandbytes_weights(bits: Literal[4, 8]) -> WeightSpec:
+def bitsandbytes_weights(bits: Literal[4, 8, 16]) -> WeightSpec:
     """What bitsandbytes does: NF4 in blocks of 64 with double quantisation, or LLM.int8() with a scale a row.
 
     Sources: QLoRA (arXiv 2305.14314), LLM.int8() (arXiv 2208.07339). lm_head, tower and projector keep 16 bits.
+    Raises ExportError for 16 bits.
     """
+    if bits == 16:
+        raise ExportError(
+            "--format bnb has no 16 bits: bitsandbytes quantises to 4 (NF4) or 8 (LLM.int8()); take --bits 4 or 8, or "
+            "--format onnx"
+        )
     block_size, quantizer = (64, "nf4") if bits == 4 else (0, "int8")
     return WeightSpec(bits, 16, 16, block_size, quantizer)  # type: ignore[arg-type]
 
@@ -94,6 +107,8 @@ class StopSpec:
 class Manifest:
     """``vz_edge.json``. ``budget`` is None in a bundle exported with all tokens.
 
+    ``more_budgets`` can be asked for instead of ``budget``; the vision graph knows them by their place in ``budgets``.
+
     ``format`` says what the language model is: "onnx", a graph, or "bnb", a transformers checkpoint with
     bitsandbytes weights.
 
@@ -112,9 +127,23 @@ class Manifest:
     image: ImageSpec
     stop: StopSpec
     format: Literal["onnx", "bnb"] = "onnx"
+    more_budgets: tuple[TokenBudget, ...] = ()
     predicted: dict[str, int] = field(default_factory=dict)
     parity: dict[str, Any] = field(default_factory=dict)
     files: dict[str, FileEntry] = field(default_factory=dict)
+
+    @property
+    def budgets(self) -> tuple[TokenBudget, ...]:
+        """All budgets, the default first; none in a bundle exported with all tokens."""
+        return () if self.budget is None else (self.budget, *self.more_budgets)
+
+    def budget_of(self, tokens: int) -> TokenBudget:
+        """The budget of that total at the model's largest tile count. Raises BudgetError where there is none."""
+        totals = {budget.total(self.model.max_tiles): budget for budget in self.budgets}
+        if tokens not in totals:
+            there = f"has budgets of {', '.join(map(str, totals))} tokens" if totals else "was exported with all tokens"
+            raise BudgetError(f"this bundle {there}, not of {tokens}; ask for one of its own, or export it with others")
+        return totals[tokens]
 
 
 def read_manifest(folder: Path) -> Manifest:

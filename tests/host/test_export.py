@@ -219,8 +219,7 @@ def test_the_image_token_must_be_where_the_config_says(tmp_path: Path) -> None:
 def test_the_budget_defaults_to_a_ninth_of_the_tokens(tmp_path: Path) -> None:
     make_checkpoint(tmp_path / "checkpoint", family="llava_next")
     plan = plan_export(ExportRequest(str(tmp_path / "checkpoint"), tmp_path / "bundle"))
-    assert plan.budget is not None
-    assert plan.budget.per_tile == plan.model.tower.patches // 9
+    assert [budget.per_tile for budget in plan.budgets] == [plan.model.tower.patches // 9]
     with pytest.raises(BudgetError, match="nearest"):
         plan_export(ExportRequest(str(tmp_path / "checkpoint"), tmp_path / "bundle", tokens="7"))
 

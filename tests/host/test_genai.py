@@ -92,5 +92,8 @@ def write_vision(path: Path, with_grid: bool) -> None:
     if with_grid:
         width = graph.input("grid_width", ir.DataType.INT64, [1])
         features = graph.op("Mul", features, graph.op("Cast", width, to=ir.DataType.FLOAT))
+        # As in a bundle of several budgets: GenAI does not know of it, so the first one is taken.
+        budget = graph.optional_input("budget", np.array([0]))
+        features = graph.op("Add", features, graph.op("Cast", budget, to=ir.DataType.FLOAT))
     graph.output(features, "image_features", ir.DataType.FLOAT, ["tokens", HIDDEN])
     graph.save(path, lambda *_: None)

@@ -86,6 +86,12 @@ def test_every_token_is_kept_or_merged_once(problem: tuple) -> None:
     assert selection.contextual.shape == (tiles, budget.contextual, tokens)
     origin = torch.cat([selection.dominant, selection.contextual], dim=1)
     assert ((origin > 0).sum(dim=1) == 1).all()
+    number = torch.arange(selection.contextual.shape[1])[:, None]
+    assert torch.equal(selection.contextual > 0, selection.merged[:, None] == number)
+    assert torch.equal((selection.dominant > 0).any(dim=1), selection.merged == -1)
+    number = torch.arange(selection.contextual.shape[1])[:, None]
+    assert torch.equal(selection.contextual > 0, selection.merged[:, None] == number)
+    assert torch.equal((selection.dominant > 0).any(dim=1), selection.merged == -1)
     weights = selection.contextual.sum(dim=2)  # the target counts 1, its members 1 together
     assert (((weights - 1).abs() < 1e-5) | ((weights - 2).abs() < 1e-5)).all()
 

@@ -38,7 +38,8 @@ def session(
     precision: ir.DataType = ir.DataType.FLOAT,
     quant: QuantConfig | None = None,
 ) -> Run:
-    return run_of(build_vision(checkpoint, spec, budget, precision, quant), folder)
+    budgets = () if budget is None else (budget,)
+    return run_of(build_vision(checkpoint, spec, budgets, precision, quant), folder)
 
 
 def run_of(graph: GraphBuilder, folder: Path) -> Run:
@@ -76,7 +77,7 @@ class Tiny:
             getattr(layer, name).register_forward_hook(lambda _m, _i, output, name=name: found.update({name: output}))
         hidden = tower(torch.from_numpy(pixel_values), output_hidden_states=True).hidden_states[self.spec.feature_layer]
         width = None if columns is None else torch.tensor([columns])
-        tokens, kept = reduction(self.spec, budget)(hidden, found["q_proj"][:, 0], found["k_proj"], width)
+        tokens, kept, *_ = reduction(self.spec, budget)(hidden, found["q_proj"][:, 0], found["k_proj"], width)
         return self.model.model.multi_modal_projector(tokens).numpy(), kept.numpy()
 
 
@@ -94,7 +95,7 @@ def tiny_graph(tiny: Tiny) -> GraphBuilder:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Checkpoint, "load", refuse)
-        return build_vision(tiny.checkpoint, tiny.spec, BUDGET, ir.DataType.FLOAT, None)
+        return build_vision(tiny.checkpoint, tiny.spec, (BUDGET,), ir.DataType.FLOAT, None)
 
 
 @pytest.fixture(scope="module")
@@ -123,16 +124,17 @@ def test_golden_positions_and_features(tmp_path: Path, name: str, budget: TokenB
     assert chosen
     for case in chosen:
         pixel_values, grid = case.tiles()
-        features, kept = run(**feeds_of(pixel_values, grid and grid[0]))
+        features, kept, scores, merged = run(**feeds_of(pixel_values, grid and grid[0]))
         np.testing.assert_array_equal(kept, case.kept)
         case.assert_features(features)
+        assert_why(kept, scores, merged, budget)
 
 
 @pytest.mark.parametrize("grid", GRIDS)
 def test_any_grid_equals_torch(tiny: Tiny, tiny_run: Run, grid: tuple[int, int]) -> None:
     columns = grid[0] if tiny.spec.family == "llava_next" else None
     pixel_values = pixels(1 + grid[0] * grid[1])
-    features, kept = tiny_run(**feeds_of(pixel_values, columns))
+    features, kept, *_ = tiny_run(**feeds_of(pixel_values, columns))
     expected_features, expected_kept = tiny.expected(pixel_values, columns, BUDGET)
     np.testing.assert_array_equal(kept, expected_kept)
     assert features.shape == (BUDGET.total(len(pixel_values)), tiny.spec.decoder.hidden_size)
@@ -141,14 +143,14 @@ def test_any_grid_equals_torch(tiny: Tiny, tiny_run: Run, grid: tuple[int, int])
 
 def test_one_tile_gets_the_newline_only_where_there_is_a_grid(tiny: Tiny, tiny_run: Run) -> None:
     pixel_values, has_grid = pixels(1), tiny.spec.family == "llava_next"
-    features, kept = tiny_run(**feeds_of(pixel_values, 1 if has_grid else None))
+    features, kept, *_ = tiny_run(**feeds_of(pixel_values, 1 if has_grid else None))
     assert kept.shape == (1, BUDGET.dominant)
     assert len(features) == BUDGET.per_tile + has_grid
     if has_grid:
         newline = tiny.model.model.image_newline.detach().numpy()
         np.testing.assert_array_equal(features[-1], newline)
         # It is alone in its tile as in the first one of a grid.
-        (in_grid, _) = tiny_run(**feeds_of(np.concatenate([pixel_values, pixels(2, seed=1)]), 2))
+        in_grid, *_ = tiny_run(**feeds_of(np.concatenate([pixel_values, pixels(2, seed=1)]), 2))
         assert_close(features[:-1], in_grid[: BUDGET.per_tile])
 
 
@@ -197,6 +199,26 @@ def test_all_tokens_of_llava_next_are_transformers_own(tmp_path: Path, layout: s
         assert_close(features, expected.numpy())
 
 
+@pytest.mark.parametrize("precision", [ir.DataType.FLOAT, ir.DataType.FLOAT16])
+def test_each_of_several_budgets_gives_what_it_gives_alone(tiny: Tiny, precision: ir.DataType, tmp_path: Path) -> None:
+    budgets = (BUDGET, TokenBudget(9, 3), TokenBudget(4, 1))
+    graph = build_vision(tiny.checkpoint, tiny.spec, budgets, precision, None)
+    run = run_of(graph, tmp_path)
+    feeds = feeds_of(pixels(3), 2 if tiny.spec.family == "llava_next" else None)
+    for index, budget in enumerate(budgets):
+        alone = session(tmp_path, tiny.checkpoint, tiny.spec, budget, precision)(**feeds)
+        for found, expected in zip(run(**feeds, budget=np.array([index])), alone, strict=True):
+            np.testing.assert_array_equal(found, expected)
+    for found, expected in zip(run(**feeds), run(**feeds, budget=np.array([0])), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_further_budgets_add_no_weights(tiny: Tiny, tiny_graph: GraphBuilder) -> None:
+    several = build_vision(tiny.checkpoint, tiny.spec, (BUDGET, TokenBudget(4, 1)), ir.DataType.FLOAT, None)
+    names = [[name for name in graph.graph.initializers if "select" not in name] for graph in (several, tiny_graph)]
+    assert [name for name in names[0] if not name.startswith(("budget", "ints_"))] == names[1]
+
+
 @pytest.fixture(scope="module")
 def exact(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tiny, list[dict[str, np.ndarray]], list[list[np.ndarray]]]:
     """A model with a grid, some pictures, and its features and kept positions in float32."""
@@ -211,7 +233,7 @@ def test_half_precision_keeps_the_same_positions(exact: tuple, tmp_path: Path) -
     run = session(tmp_path, tiny.checkpoint, tiny.spec, BUDGET, ir.DataType.FLOAT16)
     assert share_kept([run(**feeds)[1] for feeds in inputs], [kept for _, kept in expected]) > 0.98
     for feeds, (expected_features, expected_kept) in zip(inputs, expected, strict=True):
-        features, kept = run(**feeds)
+        features, kept, *_ = run(**feeds)
         assert features.dtype == np.float16
         if np.array_equal(kept, expected_kept):
             assert_close(features, expected_features, tolerance=0.02)
@@ -219,16 +241,27 @@ def test_half_precision_keeps_the_same_positions(exact: tuple, tmp_path: Path) -
 
 def test_eight_bit_linear_layers_keep_most_positions(exact: tuple, tmp_path: Path) -> None:
     tiny, inputs, expected = exact
-    graph = build_vision(tiny.checkpoint, tiny.spec, BUDGET, ir.DataType.FLOAT, QuantConfig(bits=8, block_size=32))
+    graph = build_vision(tiny.checkpoint, tiny.spec, (BUDGET,), ir.DataType.FLOAT, QuantConfig(bits=8, block_size=32))
     linears = (tiny.spec.tower.layers - 1) * 6 + 2
     assert sum(node.op_type == "MatMulNBits" for node in graph.graph) == linears
     run = run_of(graph, tmp_path)
-    found = [run(**feeds) for feeds in inputs]
+    found = [run(**feeds)[:2] for feeds in inputs]
     assert share_kept([kept for _, kept in found], [kept for _, kept in expected]) > 0.95
     assert all(
         features.shape == exact_features.shape
         for (features, _), (exact_features, _) in zip(found, expected, strict=True)
     )
+
+
+def assert_why(kept: np.ndarray, scores: np.ndarray, merged: np.ndarray, budget: TokenBudget) -> None:
+    """What is said about a choice is what it follows from: CLS's attention, and every other token merged once."""
+    tiles, patches = scores.shape
+    best = np.sort(1 + np.argsort(-scores, axis=1)[:, : budget.dominant - 1], axis=1)
+    np.testing.assert_array_equal(kept, np.hstack([np.zeros((tiles, 1), np.int64), best]))
+    assert merged.shape == (tiles, 1 + patches)
+    for tile in range(tiles):
+        np.testing.assert_array_equal(np.flatnonzero(merged[tile] == -1), kept[tile])
+        assert set(merged[tile]) == set(range(-1, budget.contextual))
 
 
 def share_kept(found: list[np.ndarray], expected: list[np.ndarray]) -> float:
@@ -241,11 +274,11 @@ def test_another_shape_than_the_config_says(tiny: Tiny) -> None:
     config = tiny.checkpoint.config
     wrong = config | {"vision_config": config["vision_config"] | {"intermediate_size": 100}}
     with pytest.raises(TensorShapeError, match=r"mlp\.fc1\.weight has shape"):
-        build_vision(tiny.checkpoint, spec_from_config(wrong), BUDGET, ir.DataType.FLOAT, None)
+        build_vision(tiny.checkpoint, spec_from_config(wrong), (BUDGET,), ir.DataType.FLOAT, None)
 
 
 def test_a_tower_with_fewer_layers_than_the_config_says(tiny: Tiny) -> None:
     config = tiny.checkpoint.config
     wrong = config | {"vision_config": config["vision_config"] | {"num_hidden_layers": 9}}
     with pytest.raises(MissingTensorError, match=r"vision_tower\.encoder\.layers\.3\."):
-        build_vision(tiny.checkpoint, spec_from_config(wrong), BUDGET, ir.DataType.FLOAT, None)
+        build_vision(tiny.checkpoint, spec_from_config(wrong), (BUDGET,), ir.DataType.FLOAT, None)

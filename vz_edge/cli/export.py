@@ -28,7 +28,10 @@ def command(
     ] = "onnx",
     tokens: Annotated[
         str | None,
-        typer.Option(help="Visual tokens at the model's largest tile count, or 'all'. Default: the recipe's."),
+        typer.Option(
+            help="Visual tokens at the model's largest tile count; several as 640,320,160, the default first; or "
+            "'all'. Default: the recipe's."
+        ),
     ] = None,
     dominant: Annotated[
         int | None, typer.Option(help="Dominant tokens a tile, CLS included; instead of --tokens.")
@@ -87,11 +90,8 @@ def command(
 
 def _announcement(plan: ExportPlan) -> str:
     predicted = plan.predicted
-    per_tile = (
-        "all tokens"
-        if plan.budget is None
-        else (f"{plan.budget.dominant} dominant + {plan.budget.contextual} contextual tokens a tile")
-    )
+    splits = [f"{budget.dominant} dominant + {budget.contextual} contextual" for budget in plan.budgets]
+    per_tile = f"{' or '.join(splits)} tokens a tile" if splits else "all tokens"
     return (
         f"{plan.source.name}: {plan.model.family} with a {plan.model.decoder.type} decoder, {per_tile}, "
         f"{plan.weights.bits}-bit weights{' of bitsandbytes' if plan.format == 'bnb' else ''} for {plan.target}\n"

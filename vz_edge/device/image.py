@@ -107,6 +107,28 @@ def best_grid(size: Size, pinpoints: tuple[tuple[int, int], ...], side: int) -> 
     return best_width // side, best_height // side
 
 
+def tile_boxes(size: Size, model: ModelSpec, spec: ImageSpec) -> np.ndarray:
+    """Where each tile lies in a picture of ``size``: float64 [tiles, 4], left, top, right, bottom in its pixels.
+
+    A tile reaches beyond the picture where that was padded. The base tile of a grid is the whole picture, squeezed.
+    """
+    side = model.tower.image_size
+    if model.family == "llava":
+        edge = max(size)
+        fitted = (edge, edge) if spec.mode == "pad" else size
+        scaled = _short_edge_size(fitted, side)
+        corners = [((scaled[0] - side) // 2, (scaled[1] - side) // 2)]
+        padding = (fitted[0] - size[0]) // 2, (fitted[1] - size[1]) // 2
+        return _boxes(corners, side, (fitted[0] / scaled[0], fitted[1] / scaled[1]), padding)
+    columns, rows = grid_of(size, model)
+    grid_size = columns * side, rows * side
+    scaled = _fit(size, grid_size)
+    left, top = (grid_size[0] - scaled[0]) // 2, (grid_size[1] - scaled[1]) // 2
+    corners = [(column * side - left, row * side - top) for row in range(rows) for column in range(columns)]
+    boxes = _boxes(corners, side, (size[0] / scaled[0], size[1] / scaled[1]), (0, 0))
+    return np.concatenate([[[0, 0, *size]], boxes])
+
+
 def tile_count(size: Size, model: ModelSpec) -> int:
     """Tiles of a picture of ``size`` (width, height), the base tile counted."""
     if model.family == "llava":
@@ -190,15 +212,19 @@ def _grid_tiles(image: Image.Image, grid: tuple[int, int], side: int, resample: 
     """The grid's tiles, row by row: uint8 [columns * rows, S, S, 3]."""
     columns, rows = grid
     grid_width, grid_height = columns * side, rows * side
-    scale_x, scale_y = grid_width / image.width, grid_height / image.height
-    if scale_x < scale_y:
-        width, height = grid_width, min(math.ceil(image.height * scale_x), grid_height)
-    else:
-        width, height = min(math.ceil(image.width * scale_y), grid_width), grid_height
+    width, height = _fit(image.size, (grid_width, grid_height))
     canvas = np.zeros((grid_height, grid_width, 3), dtype=np.uint8)
     top, left = (grid_height - height) // 2, (grid_width - width) // 2
     canvas[top : top + height, left : left + width] = np.asarray(image.resize((width, height), resample))
     return canvas.reshape(rows, side, columns, side, 3).swapaxes(1, 2).reshape(-1, side, side, 3)
+
+
+def _fit(size: Size, grid_size: Size) -> Size:
+    """The largest size with the proportions of ``size`` that fits into ``grid_size``."""
+    scale_x, scale_y = grid_size[0] / size[0], grid_size[1] / size[1]
+    if scale_x < scale_y:
+        return grid_size[0], min(math.ceil(size[1] * scale_x), grid_size[1])
+    return min(math.ceil(size[0] * scale_y), grid_size[0]), grid_size[1]
 
 
 def _pad_to_square(image: Image.Image, spec: ImageSpec) -> Image.Image:
@@ -210,13 +236,23 @@ def _pad_to_square(image: Image.Image, spec: ImageSpec) -> Image.Image:
 
 
 def _resize_short_edge_and_crop(image: Image.Image, side: int, resample: int) -> Image.Image:
-    if image.width <= image.height:
-        width, height = side, int(side * image.height / image.width)
-    else:
-        width, height = int(side * image.width / image.height), side
+    width, height = _short_edge_size(image.size, side)
     _check_size((width, height), "the picture with its short edge scaled to the tile")
     left, top = (width - side) // 2, (height - side) // 2
     return image.resize((width, height), resample).crop((left, top, left + side, top + side))
+
+
+def _short_edge_size(size: Size, side: int) -> Size:
+    width, height = size
+    if width <= height:
+        return side, int(side * height / width)
+    return int(side * width / height), side
+
+
+def _boxes(corners: list[Size], side: int, scale: tuple[float, float], padding: Size) -> np.ndarray:
+    """Squares of ``side`` at ``corners`` of the scaled picture, in the pixels of the picture without its padding."""
+    boxes = np.array([[left, top, left + side, top + side] for left, top in corners], dtype=np.float64)
+    return boxes * np.tile(scale, 2) - np.tile(padding, 2)
 
 
 def _normalise(tiles: np.ndarray, spec: ImageSpec) -> np.ndarray:

@@ -18,43 +18,39 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from vz_edge.budget import TokenBudget
 from vz_edge.bundle import Manifest, read_manifest
-from vz_edge.device.backend import choose_backend
+from vz_edge.device.backend import VisionRuntime, choose_backend
+from vz_edge.device.choices import Choices, choose
 from vz_edge.device.decoder import Context, Decoder
 from vz_edge.device.embedding import EmbeddingTable
 from vz_edge.device.generate import Limits, generate
+from vz_edge.device.guide import GrammarCompiler, Schema
 from vz_edge.device.image import ImageSource, Tiles, token_count
 from vz_edge.device.memory_check import available_memory_bytes, check_memory, memory_need
+from vz_edge.device.options import AskOptions, check_options
 from vz_edge.device.prompt import ChatPrompt, Message, messages_of
 from vz_edge.device.reply import Reply, Stream
-from vz_edge.device.runtime import choose_providers
-from vz_edge.device.sampling import Sampling
-from vz_edge.device.vision import VisionEncoder, VisionResult
+from vz_edge.device.vision import Vision, VisionResult
 from vz_edge.errors import ContextLengthError, RequestError
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # a type checker brings it along; nothing needs it at run time
 
     from vz_edge.device.session import Session
+    from vz_edge.metrics import Metrics
+    from vz_edge.watch.engine import Question
+    from vz_edge.watch.frame import Color
+    from vz_edge.watch.source import AnySource
+    from vz_edge.watch.watch import Watch
 
 Picture = ImageSource | VisionResult
 Pictures = Picture | Sequence[Picture] | None
 Prompt = str | Sequence[Message]
-
-
-class AskOptions(TypedDict, total=False):
-    """The options of ``EdgeModel.ask``, shared by ``stream`` and ``ask_many``."""
-
-    max_new_tokens: int
-    temperature: float
-    top_k: int
-    top_p: float
-    seed: int | None
-    stop: Sequence[str | int]
 
 
 @dataclass(frozen=True)
@@ -63,9 +59,11 @@ class _Question:
 
     ids: list[int]
     pictures: list[Tiles | VisionResult]
+    budget: TokenBudget | None  # of pictures that were not encoded
     image_tokens: int
     preprocess_sec: float
     limits: Limits
+    choices: Choices | None
 
     @property
     def prompt_tokens(self) -> int:
@@ -98,7 +96,7 @@ class EdgeModel:
     def __init__(
         self,
         manifest: Manifest,
-        vision: VisionEncoder,
+        vision: Vision,
         chat: ChatPrompt,
         embedding: EmbeddingTable,
         decoder: Decoder,
@@ -112,6 +110,7 @@ class EdgeModel:
         self.decoder = decoder
         self.context_length = context_length
         self.load_sec = load_sec
+        self._compiler = GrammarCompiler(chat.tokenizer, decoder.vocab_size, manifest.stop.token_ids)
 
     @classmethod
     def load(
@@ -120,15 +119,17 @@ class EdgeModel:
         providers: Sequence[str] | None = None,
         threads: int | None = None,
         max_context: int | None = None,
+        vision: VisionRuntime = "onnx",
     ) -> EdgeModel:
         """Load a bundle written by ``vz-edge export``.
 
         ``providers`` are ONNX Runtime's ("cpu", "cuda"...; by default CUDA for a bundle exported for it where the
         machine has it, else the CPU), ``threads`` the physical cores by default; ``max_context`` lowers the model's
         own context, to bound the memory of a question. A bundle with bitsandbytes weights runs its language model
-        in torch: on the CPU where ``providers`` begin with it, else on CUDA; torch's threads are the process's.
-        Raises BundleError, ProviderError, DependencyError, and InsufficientMemoryError before anything is loaded
-        where the weights alone do not fit.
+        in torch: on the CPU where ``providers`` begin with it, else on CUDA; torch's threads are the process's. Its
+        ``vision`` runs in ONNX Runtime ("onnx") or in torch beside the language model ("torch"); other bundles have
+        ONNX Runtime alone. Raises BundleError, ProviderError, DependencyError, RequestError, and
+        InsufficientMemoryError before anything is loaded where the weights alone do not fit.
         """
         started = time.perf_counter()
         for name, value in (("threads", threads), ("max_context", max_context)):
@@ -137,15 +138,14 @@ class EdgeModel:
         bundle = Path(folder)
         manifest = read_manifest(bundle)
         model = manifest.model
-        chosen = choose_providers(providers, manifest.target)
-        backend = choose_backend(bundle, manifest, providers)
+        backend = choose_backend(bundle, manifest, providers, vision)
         check_memory([memory_need(bundle, manifest, context_tokens=0)], available_memory_bytes(backend.provider))
         chat = ChatPrompt.load(bundle, model.image_token_id)
-        vision = VisionEncoder.open(bundle, manifest, chosen, threads)
+        encoder = backend.open_vision(bundle, manifest, threads)
         decoder = backend.open(bundle, threads)
         embedding = EmbeddingTable(bundle / "embedding.data", decoder.hidden_size, decoder.dtype)
         context_length = min(model.decoder.context_length, max_context or model.decoder.context_length)
-        return cls(manifest, vision, chat, embedding, decoder, context_length, time.perf_counter() - started)
+        return cls(manifest, encoder, chat, embedding, decoder, context_length, time.perf_counter() - started)
 
     def session(self, system: str | None = None, max_context: int | None = None) -> Session:
         """A conversation that looks at a picture once and answers any number of questions about it.
@@ -158,57 +158,119 @@ class EdgeModel:
 
         return Session(self, system, max_context)
 
-    def encode(self, image: ImageSource) -> VisionResult:
-        """Look at a picture once; what is returned can be asked about any number of times. Raises ImageError."""
-        return self.vision.encode(self.vision.tile(image))
+    def watch(
+        self,
+        source: AnySource,
+        questions: str | Sequence[Question],
+        *,
+        every: float | None = None,
+        deadline: float | None = None,
+        color: Color = "rgb",
+        unchanged_below: float | None = None,
+        stalled_after: float | None = 10.0,
+        system: str | None = None,
+        max_context: int | None = None,
+        metrics: Metrics | None = None,
+    ) -> Watch:
+        """Answer ``questions`` about the newest frame of ``source``, again and again (docs/streams.md).
+
+        ``source`` is an iterable of pictures, a camera's number, an address, a GStreamer pipeline, a video file, a
+        folder, a ROS bag, or a source of ``vz_edge.watch``; arrays of an iterable are in the order of ``color``. A
+        question is a string, or a string with its options for ``ask``. Frames are taken at least ``every`` seconds
+        apart, and each has ``deadline`` seconds from then. A picture no patch of which differs from the last one that
+        was looked at by ``unchanged_below`` grey levels of 255 is not looked at. A source is given up after
+        ``stalled_after`` seconds without a frame.
+        ``system`` and ``max_context`` are as in ``session``; ``metrics`` is a registry to count in. Raises RequestError
+        and ContextLengthError; all else that can be wrong is in the results, or raised where they are asked for.
+        """
+        from vz_edge.watch.source import open_source
+        from vz_edge.watch.watch import Watch
+
+        return Watch(
+            self,
+            open_source(source, color),
+            [questions] if isinstance(questions, str) else questions,
+            every=every,
+            deadline=deadline,
+            unchanged_below=unchanged_below,
+            stalled_after=stalled_after,
+            system=system,
+            max_context=max_context,
+            metrics=metrics,
+        )
+
+    def encode(self, image: ImageSource, tokens: int | None = None) -> VisionResult:
+        """Look at a picture once; what is returned can be asked about any number of times.
+
+        ``tokens`` is one of the bundle's budgets, by default its first. Raises ImageError, BudgetError.
+        """
+        return self.vision.encode(self.vision.tile(image), self._budget(tokens))
 
     def ask(
         self,
         image: Pictures,
         prompt: Prompt,
         *,
+        tokens: int | None = None,
         max_new_tokens: int = 128,
         temperature: float = 0.0,
         top_k: int = 0,
         top_p: float = 1.0,
         seed: int | None = None,
         stop: Sequence[str | int] = (),
+        deadline_sec: float | None = None,
+        schema: Schema | None = None,
+        logprobs: bool = False,
     ) -> Reply:
         """Answer a question about a picture, several pictures, or none.
 
         ``image`` is a path, a Pillow image, a uint8 [height, width, 3] RGB array or what ``encode`` returned.
-        ``prompt`` is a question or a conversation (``[{"role": "user", "content": "..."}, ...]``). ``stop`` adds
-        strings and token ids to the model's own. Raises ImageError, RequestError, ContextLengthError.
+        ``prompt`` is a question or a conversation (``[{"role": "user", "content": "..."}, ...]``). ``tokens`` is one of
+        the bundle's budgets, by default its first: fewer tokens are read faster and show less. ``stop`` adds
+        strings and token ids to the model's own. ``deadline_sec`` after the call no further token is begun, and
+        what was written so far is the answer; looking and reading are not cut short, and their token is always
+        there. ``schema`` is what the answer must be: a JSON schema, a pydantic model, a list of choices, a compiled
+        regular expression or a ``Lark`` grammar (docs/answers.md). ``logprobs`` asks for those of the reply. Raises
+        ImageError, BudgetError, RequestError, ContextLengthError, and AnswerError where the answer to a schema was cut
+        off.
         """
         return self.stream(
             image,
             prompt,
+            tokens=tokens,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
             seed=seed,
             stop=stop,
+            deadline_sec=deadline_sec,
+            schema=schema,
+            logprobs=logprobs,
         ).reply
 
-    def stream(self, image: Pictures, prompt: Prompt, **options: Unpack[AskOptions]) -> Stream:
+    def stream(
+        self, image: Pictures, prompt: Prompt, *, tokens: int | None = None, **options: Unpack[AskOptions]
+    ) -> Stream:
         """As ``ask``, but the text comes in pieces while it is written.
 
         What is wrong with the question is raised here; looking and answering begin with the first piece.
         """
-        question = self._questions(image, [prompt], **options)[0]
+        question = self._questions(image, [prompt], tokens, **options)[0]
         return Stream(self._start(question))
 
-    def ask_many(self, image: Pictures, prompts: Sequence[Prompt], **options: Unpack[AskOptions]) -> list[Reply]:
+    def ask_many(
+        self, image: Pictures, prompts: Sequence[Prompt], *, tokens: int | None = None, **options: Unpack[AskOptions]
+    ) -> list[Reply]:
         """Answer separate questions about the same picture, which is encoded and read by the decoder once.
 
         The tokens that all prompts begin with stay in the KV cache. The time they took, the picture's too, is in
         the first reply.
         """
-        questions = self._questions(image, prompts, **options)
+        questions = self._questions(image, prompts, tokens, **options)
         if not questions:
             return []
-        results, vision_sec = self._look(questions[0].pictures)
+        results, vision_sec = self._look(questions[0])
         context = self.decoder.start(max(question.capacity for question in questions))
         shared = _common_start([question.ids[:-1] for question in questions])
         started = time.perf_counter()
@@ -224,7 +286,7 @@ class EdgeModel:
         return replies
 
     def _start(self, question: _Question) -> Generator[str, None, Reply]:
-        results, vision_sec = self._look(question.pictures)
+        results, vision_sec = self._look(question)
         context = self.decoder.start(question.capacity)
         return (yield from self._answer(context, question, 0, results, _Spent(question.preprocess_sec, vision_sec)))
 
@@ -234,7 +296,10 @@ class EdgeModel:
         """Answer in a context that has read the first ``read`` ids of the question."""
         pictures_read = question.ids[:read].count(self.chat.image_token_id)
         embeds = self._embed(question.ids[read:], results[pictures_read:])
-        answer = yield from generate(context, embeds, self.embedding, self.chat.tokenizer, question.limits)
+        if question.choices:
+            answer = yield from choose(context, embeds, self.embedding, question.choices, question.limits)
+        else:
+            answer = yield from generate(context, embeds, self.embedding, self.chat.tokenizer, question.limits)
         return Reply(
             text=answer.text,
             finish_reason=answer.finish_reason,
@@ -246,11 +311,18 @@ class EdgeModel:
             vision_sec=spent.vision_sec,
             prefill_sec=spent.shared_prefill_sec + answer.prefill_sec,
             decode_sec=answer.decode_sec,
+            value=answer.value,
+            logprobs=answer.logprobs,
+            probabilities=answer.probabilities,
         )
 
-    def _look(self, pictures: list[Tiles | VisionResult]) -> tuple[list[VisionResult], float]:
+    def _look(self, question: _Question) -> tuple[list[VisionResult], float]:
+        """What each of its pictures shows, and the seconds that it took to look at those which were not encoded."""
         started = time.perf_counter()
-        results = [self.vision.encode(picture) if isinstance(picture, Tiles) else picture for picture in pictures]
+        results = [
+            self.vision.encode(picture, question.budget) if isinstance(picture, Tiles) else picture
+            for picture in question.pictures
+        ]
         return results, time.perf_counter() - started
 
     def _embed(self, ids: list[int], results: list[VisionResult]) -> np.ndarray:
@@ -259,25 +331,17 @@ class EdgeModel:
         return self.embedding.place(ids, self.chat.image_token_id, features)
 
     def _questions(
-        self,
-        image: Pictures,
-        prompts: Sequence[Prompt],
-        *,
-        max_new_tokens: int = 128,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int | None = None,
-        stop: Sequence[str | int] = (),
+        self, image: Pictures, prompts: Sequence[Prompt], tokens: int | None = None, **options: Unpack[AskOptions]
     ) -> list[_Question]:
         """Check everything that can be wrong with questions, before anything slow is done."""
-        limits = self._limits(max_new_tokens, Sampling(temperature, top_k, top_p, seed), stop)
+        budget = self._budget(tokens)
+        limits, choices = check_options(self.manifest.stop, self.chat.tokenizer, self._compiler, **options)
         started = time.perf_counter()
         pictures = [
             picture if isinstance(picture, VisionResult) else self.vision.tile(picture) for picture in _listed(image)
         ]
         preprocess_sec = time.perf_counter() - started
-        image_tokens = sum(self._token_count(picture) for picture in pictures)
+        image_tokens = sum(self._token_count(picture, budget) for picture in pictures)
         questions = []
         for prompt in prompts:
             ids = self.chat.ids(messages_of(prompt, len(pictures)))
@@ -287,29 +351,18 @@ class EdgeModel:
                     f"the prompt has {marks} image tokens, {len(pictures)} picture(s) were given; write the question "
                     "without the image token: the chat template places it"
                 )
-            question = _Question(ids, pictures, image_tokens, preprocess_sec, limits)
+            question = _Question(ids, pictures, budget, image_tokens, preprocess_sec, limits, choices)
             self._check_context(question)
             questions.append(question)
         return questions
 
-    def _limits(self, max_new_tokens: int, sampling: Sampling, stop: Sequence[str | int]) -> Limits:
-        if max_new_tokens < 1:
-            raise RequestError(f"max_new_tokens {max_new_tokens} is impossible; expected 1 or more")
-        stops = [stop] if isinstance(stop, str) else stop
-        if "" in stops:
-            raise RequestError("a stop string is empty, which ends every answer at once; leave it out")
-        own = self.manifest.stop
-        return Limits(
-            max_new_tokens,
-            sampling,
-            frozenset([*own.token_ids, *(item for item in stops if isinstance(item, int))]),
-            (*own.strings, *(item for item in stops if isinstance(item, str))),
-        )
+    def _budget(self, tokens: int | None) -> TokenBudget | None:
+        return self.manifest.budget if tokens is None else self.manifest.budget_of(tokens)
 
-    def _token_count(self, picture: Tiles | VisionResult) -> int:
+    def _token_count(self, picture: Tiles | VisionResult, budget: TokenBudget | None) -> int:
         if isinstance(picture, VisionResult):
             return len(picture.features)
-        return token_count(picture.original_size, self.manifest.model, self.manifest.budget)
+        return token_count(picture.original_size, self.manifest.model, budget)
 
     def _check_context(self, question: _Question) -> None:
         left = self.context_length - question.prompt_tokens - question.image_tokens

@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vz_edge.device.image import ImageSource
-from vz_edge.device.model import AskOptions, EdgeModel, Picture, _common_start, _Question, _Spent
+from vz_edge.device.model import EdgeModel, Picture, _common_start, _Question, _Spent
+from vz_edge.device.options import AskOptions
 from vz_edge.device.prompt import Message, messages_of
 from vz_edge.device.reply import Reply, Stream
 from vz_edge.device.vision import VisionResult
@@ -112,19 +113,19 @@ class Session:
         self._start: list[Item] | None = None  # what all its prompts begin with; None until it is needed
         self._turn_to(conversation)
 
-    def look(self, image: ImageSource | VisionResult, add: bool = False) -> Look:
+    def look(self, image: ImageSource | VisionResult, *, add: bool = False, tokens: int | None = None) -> Look:
         """Take in a picture: encode it, and read the prompt up to and including it.
 
         The picture replaces the last one, and the turns that were kept since then go with that one; with ``add`` it
-        comes after all that there is, in front of the next question. ``image`` is as in ``EdgeModel.ask``; what
-        ``encode`` returned is not encoded again. Raises ImageError, and ContextLengthError before the picture is
-        encoded where no question about it would fit.
+        comes after all that there is, in front of the next question. ``image`` and ``tokens`` are as in
+        ``EdgeModel.ask``; what ``encode`` returned is not encoded again. Raises ImageError, BudgetError, and
+        ContextLengthError before the picture is encoded where no question about it would fit.
         """
         self._end_stream()
         before = self._conversation if add else self._conversation.before_last_picture()
         conversation = before.shown(image)
-        question = self._check(conversation)
-        pictures, vision_sec = self._model._look(question.pictures)
+        question = self._check(conversation, tokens)
+        pictures, vision_sec = self._model._look(question)
         started = time.perf_counter()
         self._turn_to(replace(conversation, pictures=tuple(pictures)))
         return Look(pictures[-1], question.preprocess_sec, vision_sec, time.perf_counter() - started)
@@ -202,10 +203,10 @@ class Session:
             self._open.close()
             self._open = None
 
-    def _check(self, conversation: _Conversation) -> _Question:
+    def _check(self, conversation: _Conversation, tokens: int | None = None) -> _Question:
         """Raise unless a short question with an answer of one token would fit; its pictures are tiled."""
         asked = conversation.asked(PROBES[0])
-        return self._model._questions(asked.pictures, [asked.messages], max_new_tokens=1)[0]
+        return self._model._questions(asked.pictures, [asked.messages], tokens, max_new_tokens=1)[0]
 
     def _start_of(self, conversation: _Conversation) -> list[Item]:
         """What all prompts of ``conversation``, whose pictures are encoded, begin with."""

@@ -1,4 +1,4 @@
-"""The vision graph's session: tiles in, the picture's tokens out.
+"""What looks at pictures: tiles in, the picture's tokens out. Here it is the vision graph's session.
 
 ``vision.onnx`` holds tower, token selection and projector. With a budget it also says which positions of each
 tile it kept (0 is CLS, patch p is p + 1), which is what the pictures of kept tokens are drawn from.
@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from vz_edge.bundle import ImageSpec, Manifest
+from vz_edge.budget import TokenBudget
+from vz_edge.bundle import Manifest
 from vz_edge.device.image import ImageSource, Tiles, load_image, make_tiles, vanilla_token_order
 from vz_edge.device.mapped import MappedWeights
 from vz_edge.device.runtime import CPU, import_onnxruntime, open_session
-from vz_edge.recipe import ModelSpec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,24 +28,39 @@ if TYPE_CHECKING:
 class VisionResult:
     """A picture as the decoder takes it.
 
-    ``features`` is [tokens, hidden] in the graph's precision; ``kept`` int64 [tiles, dominant] or None without a
-    budget; ``grid`` (columns, rows) or None; ``original_size`` (width, height) in pixels.
+    ``features`` is [tokens, hidden], float32 or float16; ``kept`` int64 [tiles, dominant] or None without a budget;
+    ``grid`` (columns, rows) or None; ``original_size`` (width, height) in pixels.
+
+    Why these were kept: ``scores`` float32 [tiles, p] is the attention of CLS to each patch, summed over heads, and
+    ``merged`` int64 [tiles, 1 + p] the contextual token that each position went into, -1 for kept ones. Both are None
+    without a budget, where vision runs in torch, and of bundles whose vision graph does not tell.
     """
 
     features: np.ndarray
     kept: np.ndarray | None
     grid: tuple[int, int] | None
     original_size: tuple[int, int]
+    scores: np.ndarray | None = None
+    merged: np.ndarray | None = None
+
+
+class Vision(Protocol):
+    """Encodes pictures for one model; safe to use from several threads."""
+
+    def tile(self, source: ImageSource) -> Tiles:
+        """Load a picture and tile it for this model. Raises ImageError."""
+
+    def encode(self, tiles: Tiles, budget: TokenBudget | None = None) -> VisionResult:
+        """Look at a picture's tiles. ``budget`` is one of the bundle's several, by default the first."""
 
 
 class VisionEncoder:
-    """Runs ``vision.onnx``; safe to use from several threads. ``weights`` are what it leaves mapped."""
+    """Runs ``vision.onnx`` in ONNX Runtime; safe to use from several threads. ``weights`` are what it leaves mapped."""
 
-    def __init__(self, session: InferenceSession, weights: MappedWeights, model: ModelSpec, image: ImageSpec) -> None:
+    def __init__(self, session: InferenceSession, weights: MappedWeights, manifest: Manifest) -> None:
         self._session = session
         self._weights = weights
-        self._model = model
-        self._image = image
+        self._model, self._image, self._budgets = manifest.model, manifest.image, manifest.budgets
         self._inputs = {value.name for value in session.get_inputs()}
         self._outputs = [value.name for value in session.get_outputs()]
         self._run_options = import_onnxruntime().RunOptions()
@@ -60,18 +75,28 @@ class VisionEncoder:
         leave_mapped = providers[0] == CPU and manifest.weights.vision_bits == 16
         session = open_session(folder / "vision.onnx", providers, threads, leave_mapped)
         weights = MappedWeights(folder / "vision.onnx.data")
-        return cls(session, weights, manifest.model, manifest.image)
+        return cls(session, weights, manifest)
 
     def tile(self, source: ImageSource) -> Tiles:
-        """Load a picture and tile it for this model. Raises ImageError."""
+        """As Vision.tile."""
         return make_tiles(load_image(source), self._model, self._image)
 
-    def encode(self, tiles: Tiles) -> VisionResult:
-        """Run the graph on a picture's tiles."""
-        found = self._session.run(self._outputs, self._feeds(tiles), self._run_options)
+    def encode(self, tiles: Tiles, budget: TokenBudget | None = None) -> VisionResult:
+        """As Vision.encode."""
+        feeds = self._feeds(tiles)
+        if budget is not None and len(self._budgets) > 1:
+            feeds["budget"] = np.array([self._budgets.index(budget)])
+        found = self._session.run(self._outputs, feeds, self._run_options)
         self._weights.release()
         outputs = dict(zip(self._outputs, found, strict=True))
-        return VisionResult(outputs["image_features"], outputs.get("kept"), tiles.grid, tiles.original_size)
+        return VisionResult(
+            outputs["image_features"],
+            outputs.get("kept"),
+            tiles.grid,
+            tiles.original_size,
+            outputs.get("scores"),
+            outputs.get("merged"),
+        )
 
     def _feeds(self, tiles: Tiles) -> dict[str, np.ndarray]:
         feeds = {"pixel_values": tiles.pixel_values}

@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from vz_edge import __version__
 from vz_edge.backends.transformers_backend import require_kernel, require_packages
-from vz_edge.budget import TokenBudget, check_budget, parse_tokens
+from vz_edge.budget import TokenBudget, check_budget, parse_budgets
 from vz_edge.bundle import (
     FORMAT_VERSION,
     LANGUAGE_MODEL,
@@ -41,7 +41,7 @@ from vz_edge.host.genai_config import genai_config
 from vz_edge.host.graph import GraphBuilder
 from vz_edge.host.parity import check_parity
 from vz_edge.host.quant import quant_config
-from vz_edge.host.source import Source, matching_recipe, resolve, resolve_tower
+from vz_edge.host.source import Source, check_recipe, matching_recipe, resolve, resolve_tower
 from vz_edge.host.text_files import stop_spec, write_chat_template, write_preprocessing, write_tokenizer
 from vz_edge.host.vision_graph import build_vision
 from vz_edge.planning.memory import bundle_bytes, export_peak_rss_bytes, kv_cache_bytes_per_token
@@ -55,7 +55,8 @@ DISK_MARGIN = 1.02
 class ExportRequest:
     """What a user asks for; None means the recipe's or the tool's default.
 
-    ``tokens`` is the total at the model's largest tile count, or "all" for the vanilla model;
+    ``tokens`` is the total at the model's largest tile count, several of them ("640,320,160", the default first), or
+    "all" for the vanilla model;
     ``dominant`` and ``contextual`` are counts a tile and exclude ``tokens``.
     """
 
@@ -83,7 +84,7 @@ class ExportPlan:
     checkpoint: Checkpoint
     model: ModelSpec
     format: Literal["onnx", "bnb"]
-    budget: TokenBudget | None
+    budgets: tuple[TokenBudget, ...]  # none: all tokens
     weights: WeightSpec
     target: Literal["cpu", "cuda"]
     image_mode: Literal["stock", "pad"]
@@ -118,6 +119,7 @@ def plan_export(request: ExportRequest) -> ExportPlan:
     source = resolve(request.model)
     checkpoint = _open_checkpoint(source.folder)
     model = spec_from_config(checkpoint.config, checkpoint.tower_config)
+    check_recipe(source, model)
     recipe = source.recipe or matching_recipe(model)
     weights = resolve_weights(request)
     if request.format == "bnb":
@@ -128,7 +130,7 @@ def plan_export(request: ExportRequest) -> ExportPlan:
         checkpoint=checkpoint,
         model=model,
         format=request.format,
-        budget=resolve_budget(request, model, source.recipe.tokens if source.recipe else None),
+        budgets=resolve_budgets(request, model, source.recipe.tokens if source.recipe else None),
         weights=weights,
         target=request.target,
         image_mode=request.image_mode or (recipe.image_mode if recipe else "stock"),
@@ -156,11 +158,6 @@ def resolve_weights(request: ExportRequest) -> WeightSpec:
     given = {name: value for name, value in chosen.items() if value is not None}
     if request.format == "onnx":
         return dataclasses.replace(default_weights(request.bits), **given)
-    if request.bits == 16:
-        raise ExportError(
-            "--format bnb has no 16 bits: bitsandbytes quantises to 4 (NF4) or 8 (LLM.int8()); take --bits 4 or 8, or "
-            "--format onnx"
-        )
     weights = bitsandbytes_weights(request.bits)
     for name, value in given.items():
         if value != getattr(weights, name):
@@ -172,8 +169,8 @@ def resolve_weights(request: ExportRequest) -> WeightSpec:
     return weights
 
 
-def resolve_budget(request: ExportRequest, model: ModelSpec, default: int | None) -> TokenBudget | None:
-    """The budget a tile, or None for all tokens. Raises BudgetError."""
+def resolve_budgets(request: ExportRequest, model: ModelSpec, default: int | None) -> tuple[TokenBudget, ...]:
+    """The budgets a tile, none for all tokens. Raises BudgetError."""
     patches = model.tower.patches
     if request.dominant is not None or request.contextual is not None:
         if request.tokens is not None:
@@ -182,10 +179,10 @@ def resolve_budget(request: ExportRequest, model: ModelSpec, default: int | None
             )
         if request.dominant is None or request.contextual is None:
             raise BudgetError("--dominant and --contextual go together; for one number use --tokens")
-        return check_budget(TokenBudget(request.dominant, request.contextual), patches)
+        return (check_budget(TokenBudget(request.dominant, request.contextual), patches),)
     # A folder or hub id has no recipe: then a ninth of the tokens, the paper's middle setting.
     ninth = patches // 9 * model.max_tiles
-    return parse_tokens(request.tokens or str(default or ninth), model.max_tiles, patches)
+    return parse_budgets(request.tokens or str(default or ninth), model.max_tiles, patches)
 
 
 def write_bundle(plan: ExportPlan, progress: Progress) -> Manifest:
@@ -204,14 +201,15 @@ def write_bundle(plan: ExportPlan, progress: Progress) -> Manifest:
             model=model,
             format=plan.format,
             target=plan.target,
-            budget=plan.budget,
+            budget=plan.budgets[0] if plan.budgets else None,
+            more_budgets=plan.budgets[1:],
             weights=plan.weights,
             image=image,
             stop=stop,
             predicted=plan.predicted,
         )
         vision_quant = quant_config(plan.weights.vision_bits, plan.weights)
-        vision = build_vision(checkpoint, model, plan.budget, PRECISION[plan.target], vision_quant)
+        vision = build_vision(checkpoint, model, plan.budgets, PRECISION[plan.target], vision_quant)
         _save("vision", vision, staging, progress)
         (_write_bitsandbytes if plan.format == "bnb" else _write_onnx)(plan, stop, staging, progress)
         progress.start("parity with torch", 0)

@@ -36,11 +36,18 @@ class GraphBuilder:
     def __init__(self, name: str, precision: ir.DataType) -> None:
         self.precision = precision
         self.graph = ir.Graph([], [], nodes=[], name=name, opset_imports={"": OPSET, MICROSOFT: 1})
+        self._nodes = self.graph  # where nodes are appended: the graph itself, or a branch of it
         self._names: dict[str, int] = {}
 
     def input(self, name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:
         """A graph input; a string in ``shape`` is a symbolic dimension."""
         value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
+        self.graph.inputs.append(value)
+        return value
+
+    def optional_input(self, name: str, default: np.ndarray) -> ir.Value:
+        """A graph input that has a value where it is not fed: an initializer that is an input, too (ONNX IR 4)."""
+        value = self._initializer(ir.tensor(default, name=name))
         self.graph.inputs.append(value)
         return value
 
@@ -64,8 +71,41 @@ class GraphBuilder:
         converted = {key: value for key, value in attributes.items() if value is not None}
         attrs = [ir.convenience.convert_attribute(key, value) for key, value in converted.items()]
         node = ir.Node(domain, op_type, inputs, attributes=attrs, outputs=values, name=unique)
-        self.graph.append(node)
+        self._nodes.append(node)
         return values
+
+    def choose(
+        self, index: ir.Value, branches: Sequence[Callable[[], Sequence[ir.Value]]], name: str
+    ) -> Sequence[ir.Value]:
+        """The values of the branch of number ``index`` [1] int64; the others do not run.
+
+        Each branch appends its nodes and returns its values, which may come from outside it only by way of a node.
+        """
+        return self._choose(index, 0, branches, name)
+
+    def _choose(
+        self, index: ir.Value, number: int, branches: Sequence[Callable[[], Sequence[ir.Value]]], name: str
+    ) -> Sequence[ir.Value]:
+        this, *others = branches
+        if not others:
+            return this()
+        is_this = self.op("Equal", index, self.ints(number), name=f"{name}/is_{number}")
+        then_branch = self._branch(this, f"{name}/{number}")
+        else_branch = self._branch(lambda: self._choose(index, number + 1, others, name), f"{name}/after_{number}")
+        outputs = len(then_branch.outputs)
+        return self.multi_op(
+            "If", is_this, outputs=outputs, name=f"{name}/if_{number}", then_branch=then_branch, else_branch=else_branch
+        )
+
+    def _branch(self, build: Callable[[], Sequence[ir.Value]], name: str) -> ir.Graph:
+        """A graph of the nodes that ``build`` appends; weights and constants stay with the whole graph."""
+        around = self._nodes
+        self._nodes = branch = ir.Graph([], [], nodes=[], name=name)
+        try:
+            branch.outputs.extend(build())
+        finally:
+            self._nodes = around
+        return branch
 
     def constant(self, array: np.ndarray, name: str) -> ir.Value:
         """A small array as an initializer, stored in its own dtype."""

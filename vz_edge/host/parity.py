@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from vz_edge.backends.transformers_backend import load_language_model
+from vz_edge.budget import TokenBudget
 from vz_edge.bundle import LANGUAGE_MODEL, Manifest
 from vz_edge.device.image import Tiles, make_tiles, vanilla_token_order
 from vz_edge.device.verify import PARITY_PROMPT, feature_sample, kept_agreement, parity_picture
@@ -25,6 +26,7 @@ from vz_edge.host.head_padding import HeadPadding
 from vz_edge.host.segments import run_in_segments
 from vz_edge.host.select.visionzip import select
 from vz_edge.planning.memory import decoder_linear_shapes
+from vz_edge.recipe import ModelSpec
 
 WHOLE_DECODER_ELEMENTS = 200_000_000  # up to here the whole decoder is compared, beyond it the first layers
 FIRST_LAYERS = 2
@@ -38,20 +40,32 @@ LARGEST_DECODER_ERROR = {4: 0.8, 8: 0.2, 16: 0.02}
 
 def check_parity(folder: Path, manifest: Manifest, checkpoint: Checkpoint) -> dict[str, Any]:
     """Compare, and return what goes into the manifest (docs/bundle.md). Raises ExportError if they disagree."""
-    tiles = make_tiles(parity_picture(), manifest.model, manifest.image)
-    features, kept = _torch_features(checkpoint, manifest, tiles)
-    vision = _compare_vision(folder, manifest, tiles, features, kept)
-    decoder = _compare_decoder(folder, manifest, checkpoint, features)
-    return {"vision": vision, "decoder": decoder}
+    model = manifest.model
+    tiles = make_tiles(parity_picture(), model, manifest.image)
+    layers = model.tower.layers_before(model.feature_layer)
+    tower = reference.tower_states(checkpoint, model.tower, layers, torch.from_numpy(tiles.pixel_values))
+    expected = [
+        _torch_features(checkpoint, model, tiles, tower, budget) for budget in manifest.budgets or (manifest.budget,)
+    ]
+    vision, *others = (
+        _compare_vision(folder, manifest, tiles, index, *features) for index, features in enumerate(expected)
+    )
+    compared = ("tokens", "max_error", "kept_agreement")
+    return {
+        "vision": vision,
+        "more_budgets": [{name: record[name] for name in compared} for record in others],
+        "decoder": _compare_decoder(folder, manifest, checkpoint, expected[0][0]),
+    }
 
 
 def _torch_features(
-    checkpoint: Checkpoint, manifest: Manifest, tiles: Tiles
+    checkpoint: Checkpoint,
+    model: ModelSpec,
+    tiles: Tiles,
+    tower: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    budget: TokenBudget | None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    model, budget = manifest.model, manifest.budget
-    layers = model.tower.layers_before(model.feature_layer)
-    pixel_values = torch.from_numpy(tiles.pixel_values)
-    hidden, scores, keys = reference.tower_states(checkpoint, model.tower, layers, pixel_values)
+    hidden, scores, keys = tower
     if budget is None:
         features = reference.project(checkpoint, hidden[:, 1:]).flatten(0, 1)
         if tiles.grid is None:
@@ -66,9 +80,17 @@ def _torch_features(
 
 
 def _compare_vision(
-    folder: Path, manifest: Manifest, tiles: Tiles, expected: torch.Tensor, expected_kept: torch.Tensor | None
+    folder: Path,
+    manifest: Manifest,
+    tiles: Tiles,
+    index: int,
+    expected: torch.Tensor,
+    expected_kept: torch.Tensor | None,
 ) -> dict[str, Any]:
+    """Compare the vision graph with its budget of number ``index``."""
     feeds: dict[str, np.ndarray] = {"pixel_values": tiles.pixel_values}
+    if manifest.more_budgets:
+        feeds["budget"] = np.array([index])
     outputs = ["image_features"]
     if expected_kept is not None:
         outputs.append("kept")

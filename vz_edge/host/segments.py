@@ -7,7 +7,7 @@ are read from where the export wrote them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,16 +41,23 @@ def run_in_segments(path: Path, feeds: dict[str, np.ndarray], outputs: Sequence[
 def _last_uses(nodes: list[ir.Node], outputs: Sequence[str]) -> dict[str, int]:
     uses = {}
     for index, node in enumerate(nodes):
-        uses.update({value.name: index for value in node.inputs if value is not None and value.name})
+        uses.update({value.name: index for value in _read(node) if value.name})
     return uses
+
+
+def _read(node: ir.Node) -> Iterable[ir.Value]:
+    """Values from outside that a node takes, those that only its branches take included."""
+    yield from (value for value in node.inputs if value is not None)
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            branch = attribute.as_graph()
+            yield from (value for inner in branch for value in _read(inner) if value.graph is not branch)
 
 
 def _pieces(nodes: list[ir.Node]) -> Iterator[tuple[int, int]]:
     start = size_bytes = 0
     for index, node in enumerate(nodes):
-        weights = sum(
-            value.const_value.nbytes for value in node.inputs if value is not None and value.const_value is not None
-        )
+        weights = sum(value.const_value.nbytes for value in _read(node) if value.const_value is not None)
         if size_bytes and size_bytes + weights > SEGMENT_BYTES:
             yield start, index
             start = index
@@ -64,7 +71,7 @@ def _run_piece(
 ) -> dict[str, np.ndarray]:
     import onnxruntime as ort
 
-    values = {value.name: value for node in nodes for value in (*node.inputs, *node.outputs) if value is not None}
+    values = {value.name: value for node in nodes for value in (*_read(node), *node.outputs)}
     produced = {value.name for node in nodes for value in node.outputs}
     fed = [name for name in values if name in arrays and name not in produced]
     for name in fed:

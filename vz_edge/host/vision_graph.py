@@ -3,8 +3,9 @@
 ::
 
     pixel_values ── tower ──┬─ hidden ───────────── select ── arrange ── projector ── image_features
-    [tiles, 3, s, s]        └─ CLS query, keys ──────┘   └───────────────────────────── kept
+    [tiles, 3, s, s]        └─ CLS query, keys ──────┘   └───────────────────── kept, scores, merged
 
+Of several budgets each has a small graph of its own between tower and projector, of which the one asked for runs.
 With a budget, each tile is reduced to ``budget.per_tile`` tokens before the projector, which therefore runs on
 a few tokens only. Without one (``--tokens all``) the graph gives transformers' own features: the vanilla model.
 
@@ -14,7 +15,10 @@ a few tokens only. Without one (``--tokens all``) the graph gives transformers' 
 ``token_order``    [tokens] int64        indices into all tiles' patches, tile after tile, and one newline row
                                          after them; only without a budget and with a grid
 ``image_features`` [tokens, hidden]      in the graph's precision
+``budget``         [1] int64             which of several budgets, 0 (the first) where it is not fed; only with several
 ``kept``           [tiles, dominant]     int64 positions in a tile, ascending, 0 = CLS; only with a budget
+``scores``         [tiles, p]            float32 attention of CLS to each patch, summed over heads; only with a budget
+``merged``         [tiles, 1 + p]        int64 contextual token of each position, -1 = kept; only with a budget
 =================  ====================  =========================================================================
 
 A picture gives ``tiles * budget.per_tile`` tokens; in a family with a grid, a picture of one tile (no grid) gets
@@ -23,8 +27,10 @@ the newline embedding after them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor
@@ -46,11 +52,14 @@ EXAMPLE_TILES = 3  # for tracing only: base tile and a grid of two
 def build_vision(
     checkpoint: Checkpoint,
     spec: ModelSpec,
-    budget: TokenBudget | None,
+    budgets: Sequence[TokenBudget],
     precision: ir.DataType,
     quant: QuantConfig | None,
 ) -> GraphBuilder:
-    """The vision graph of a checkpoint, its weights lazy. ``quant`` applies to the tower's and projector's linears."""
+    """The vision graph of a checkpoint, its weights lazy; without ``budgets`` it gives all tokens.
+
+    ``quant`` applies to the tower's and projector's linears.
+    """
     builder = GraphBuilder("vision", precision)
     has_grid = FAMILIES[spec.family].HAS_GRID
     size, width = spec.tower.image_size, spec.decoder.hidden_size
@@ -59,14 +68,17 @@ def build_vision(
     if precision != ir.DataType.FLOAT:
         pixels = builder.op("Cast", pixel_values, to=precision, name="pixels")
     tower = TOWERS[spec.tower.type](builder, checkpoint, spec.tower, spec.feature_layer, pixels, quant)
-    if budget is not None:
+    if budgets:
         grid_width = builder.input("grid_width", ir.DataType.INT64, [1]) if has_grid else None
-        tokens, kept = _reduce(builder, spec, budget, tower, grid_width)
+        tokens, kept, scores, merged = _reduce(builder, spec, budgets, tower, grid_width)
         features = project(builder, checkpoint, spec, tokens, quant)
         if has_grid:
             features = _newline_if_one_tile(builder, checkpoint, width, features, pixel_values)
         builder.output(features, "image_features", precision, ["tokens", width])
-        builder.output(kept, "kept", ir.DataType.INT64, ["tiles", budget.dominant])
+        dominant, patches = budgets[0].dominant if len(budgets) == 1 else "dominant", spec.tower.patches
+        builder.output(kept, "kept", ir.DataType.INT64, ["tiles", dominant])
+        builder.output(scores, "scores", ir.DataType.FLOAT, ["tiles", patches])
+        builder.output(merged, "merged", ir.DataType.INT64, ["tiles", 1 + patches])
         return builder
     features = project(builder, checkpoint, spec, _patches(builder, spec, tower.hidden), quant)
     if has_grid:
@@ -93,9 +105,13 @@ def project(
 
 
 def _reduce(
-    builder: GraphBuilder, spec: ModelSpec, budget: TokenBudget, tower: TowerValues, grid_width: ir.Value | None
-) -> tuple[ir.Value, ir.Value]:
-    """Selection and order, traced from torch: tokens [n, tower width] and kept [tiles, dominant]."""
+    builder: GraphBuilder,
+    spec: ModelSpec,
+    budgets: Sequence[TokenBudget],
+    tower: TowerValues,
+    grid_width: ir.Value | None,
+) -> Sequence[ir.Value]:
+    """Selection and order, traced from torch: what ``reduction`` returns."""
     dtype, width = TORCH_DTYPES[builder.precision], spec.tower.hidden_size
     tokens = 1 + spec.tower.patches
     tiles = {0: "tiles"}
@@ -106,22 +122,31 @@ def _reduce(
     ]
     if grid_width is not None:
         inputs.append(TracedInput(grid_width, torch.tensor([EXAMPLE_TILES - 1]), {}))
-    tokens_value, kept = inline(builder, reduction(spec, budget), inputs, "select")
-    return tokens_value, kept
+    if len(budgets) == 1:
+        return inline(builder, reduction(spec, budgets[0]), inputs, "select")
+    chosen = builder.optional_input("budget", np.array([0]))
+    branches = [
+        partial(inline, builder, reduction(spec, budget), inputs, f"select_{budget.per_tile}") for budget in budgets
+    ]
+    return builder.choose(chosen, branches, "budget")
 
 
-def reduction(spec: ModelSpec, budget: TokenBudget) -> Callable[..., tuple[Tensor, Tensor]]:
+def reduction(spec: ModelSpec, budget: TokenBudget) -> Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]:
     """What the graph does between tower and projector, as a torch function.
 
     It takes hidden [tiles, 1 + p, d], CLS query [tiles, d], keys [tiles, 1 + p, d] and, in a family with a grid,
-    grid_width [1] int64; it returns tokens [tiles * budget.per_tile, d] and kept [tiles, dominant].
+    grid_width [1] int64; it returns tokens [tiles * budget.per_tile, d] and, for whoever wants to see why, kept
+    [tiles, dominant], scores [tiles, p] and merged [tiles, 1 + p].
     """
     heads = spec.tower.heads
 
-    def reduce(hidden: Tensor, query: Tensor, key: Tensor, grid_width: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        selection = select(hidden, cls_scores(query, key, heads), mean_keys(key, heads), budget)
+    def reduce(
+        hidden: Tensor, query: Tensor, key: Tensor, grid_width: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        scores = cls_scores(query, key, heads)
+        selection = select(hidden, scores, mean_keys(key, heads), budget)
         tokens = torch.cat([selection.dominant, selection.contextual], dim=1)
-        return arrange_tokens(spec, tokens, selection.kept, grid_width), selection.kept
+        return arrange_tokens(spec, tokens, selection.kept, grid_width), selection.kept, scores, selection.merged
 
     return reduce
 

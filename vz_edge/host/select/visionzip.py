@@ -32,11 +32,13 @@ class Selection(NamedTuple):
     ``kept`` [t, dominant] int64: positions among the 1 + p tokens, ascending, 0 (CLS) first.
     ``dominant`` [t, dominant, d]: the hidden states at these positions.
     ``contextual`` [t, contextual, d]: the merged rest, in the order of their targets.
+    ``merged`` [t, 1 + p] int64: which contextual token each position went into, its target too; -1 for those kept.
     """
 
     kept: Tensor
     dominant: Tensor
     contextual: Tensor
+    merged: Tensor
 
 
 def cls_scores(query: Tensor, key: Tensor, heads: int) -> Tensor:
@@ -79,11 +81,13 @@ def select(hidden: Tensor, scores: Tensor, keys: Tensor, budget: TokenBudget) ->
 
     alike = keys.float() / keys.float().norm(dim=-1, keepdim=True).clamp(min=SMALLEST_NORM)
     nearest = (alike @ _rows(alike, targets).transpose(1, 2)).argmax(dim=-1)  # [t, 1 + p], the first maximum
-    members = (nearest.unsqueeze(-1) == position[: budget.contextual]) * joining.unsqueeze(-1).float()
+    number = position[: budget.contextual]
+    members = (nearest.unsqueeze(-1) == number) * joining.unsqueeze(-1).float()
     share = members / members.sum(dim=1, keepdim=True).clamp(min=1)  # [t, 1 + p, contextual]
     mean = share.transpose(1, 2) @ hidden.float()
     contextual = _rows(hidden, targets) + mean.to(hidden.dtype)
-    return Selection(kept, _rows(hidden, kept), contextual)
+    merged = nearest.where(joining > 0, -1).scatter(1, targets, number.expand_as(targets))
+    return Selection(kept, _rows(hidden, kept), contextual, merged)
 
 
 def _rows(values: Tensor, positions: Tensor) -> Tensor:
