@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from vz_edge.errors import (
+    AnswerError,
     BudgetError,
     BundleError,
     BundleVersionError,
@@ -31,6 +32,8 @@ from vz_edge.errors import (
     ProviderError,
     RecipeError,
     RequestError,
+    ServeError,
+    SourceError,
     TargetExistsError,
     TensorShapeError,
     UnsafeCheckpointError,
@@ -39,6 +42,7 @@ from vz_edge.errors import (
 )
 
 if TYPE_CHECKING:
+    from vz_edge.device.guide import Lark
     from vz_edge.device.model import EdgeModel
     from vz_edge.device.reply import Reply, Stream
     from vz_edge.device.session import Session
@@ -48,6 +52,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AnswerError",
     "BudgetError",
     "BundleError",
     "BundleVersionError",
@@ -62,13 +67,16 @@ __all__ = [
     "ExportError",
     "ImageError",
     "InsufficientMemoryError",
+    "Lark",
     "MeasurementError",
     "MissingTensorError",
     "ProviderError",
     "RecipeError",
     "Reply",
     "RequestError",
+    "ServeError",
     "Session",
+    "SourceError",
     "Stream",
     "TargetExistsError",
     "TensorShapeError",
@@ -82,6 +90,7 @@ __all__ = [
 
 _LAZY = {
     "EdgeModel": "vz_edge.device.model",
+    "Lark": "vz_edge.device.guide",
     "Reply": "vz_edge.device.reply",
     "Session": "vz_edge.device.session",
     "Stream": "vz_edge.device.reply",

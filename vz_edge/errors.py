@@ -19,10 +19,13 @@
     │   └── BundleVersionError     written by a newer format
     ├── CompressionError       a model, processor and budget that do not go together in compress and restore
     ├── ImageError             a picture that cannot be read
+    ├── SourceError            a source of frames that cannot be opened, is empty, or broke off
     ├── RequestError           messages, pictures or settings that do not make a question
+    ├── AnswerError            an answer that is not what its schema says: cut off, or refused
     ├── ContextLengthError     prompt, picture and answer do not fit the context
     ├── ProviderError          an execution provider that this machine cannot give
     ├── InsufficientMemoryError  a bundle that does not fit into this machine's memory
+    ├── ServeError             a server that cannot start as it was told to
     ├── MeasurementError       a measurement that broke off, or that cannot be compared
     └── DependencyError        an optional package is needed and absent
 
@@ -101,8 +104,16 @@ class ImageError(VzEdgeError):
     """A picture that cannot be read."""
 
 
+class SourceError(VzEdgeError):
+    """A source of frames that cannot be opened, has no frames, or broke off."""
+
+
 class RequestError(VzEdgeError):
     """Messages, pictures or settings that do not make a question."""
+
+
+class AnswerError(VzEdgeError):
+    """An answer that is not what its schema says: it was cut off, or the schema refuses it."""
 
 
 class ContextLengthError(VzEdgeError):
@@ -115,6 +126,10 @@ class ProviderError(VzEdgeError):
 
 class InsufficientMemoryError(VzEdgeError):
     """A bundle that does not fit into this machine's memory."""
+
+
+class ServeError(VzEdgeError):
+    """A server that cannot start as it was told to: its address, its token, its limits."""
 
 
 class MeasurementError(VzEdgeError):

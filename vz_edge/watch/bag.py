@@ -1,0 +1,82 @@
+"""ROS 1 and ROS 2 bags, by way of rosbags; no ROS is needed."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any, Literal
+
+from vz_edge.device.image import ImageSource
+from vz_edge.errors import DependencyError, SourceError
+from vz_edge.watch.encoding import ENCODINGS, decompress, unpack
+from vz_edge.watch.frame import Frame
+
+RAW, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
+NANOSECONDS = 10**9
+
+
+class BagSource:
+    """The pictures of one topic: ``sensor_msgs/Image`` (rgb8, bgr8, mono8) or ``CompressedImage`` (JPEG, PNG).
+
+    ``topic`` may be left out where the bag has pictures of one topic alone. Stamps are those of the messages' headers
+    or, where a driver left them 0, of the recording. Recorded; with ``realtime`` played at its own pace.
+    """
+
+    def __init__(self, path: str | Path, topic: str | None = None, realtime: bool = False) -> None:
+        self._path = Path(path)
+        self._topic = topic
+        self.delivery: Literal["recorded", "replayed"] = "replayed" if realtime else "recorded"
+
+    def frames(self) -> Generator[Frame, None, None]:
+        """As Source.frames."""
+        try:
+            from rosbags.highlevel import AnyReader, AnyReaderError
+            from rosbags.typesys import Stores, get_typestore
+        except ImportError as error:
+            raise DependencyError("rosbags is not installed; install it with pip install 'vz-edge[rosbag]'") from error
+        # A bag without message definitions, as older ROS 2 wrote them, is read with the newest ones.
+        try:
+            reader = AnyReader([self._path], default_typestore=get_typestore(Stores.LATEST))
+            reader.open()
+        except (AnyReaderError, OSError) as error:
+            raise SourceError(f"{self._path} cannot be read as a bag ({error}); record it again") from error
+        try:
+            connections = self._chosen(reader)
+            for connection, received_nsec, data in reader.messages(connections):
+                message = reader.deserialize(data, connection.msgtype)
+                yield frame_of(message, received_nsec / NANOSECONDS)
+        finally:
+            reader.close()
+
+    def _chosen(self, reader: Any) -> list[Any]:
+        connections = [found for found in reader.connections if found.msgtype in (RAW, COMPRESSED)]
+        topics = sorted({found.topic for found in connections})
+        topic = self._topic or (topics[0] if len(topics) == 1 else None)
+        if topic not in topics:
+            found = f"it has pictures under: {', '.join(topics)}" if topics else "it has no topic with pictures"
+            wanted = f"no pictures under {topic}" if topic else "no topic was named"
+            raise SourceError(f"{self._path}: {wanted}, {found}; name one with BagSource(path, topic)")
+        return [connection for connection in connections if connection.topic == topic]
+
+
+def is_bag(path: Path) -> bool:
+    """Whether ``path`` is a ROS 2 bag's folder or a ROS 1 bag's file."""
+    return path.suffix == ".bag" or (path / "metadata.yaml").is_file()
+
+
+def frame_of(message: Any, received_sec: float) -> Frame:
+    """The frame in a ``sensor_msgs/Image`` or ``CompressedImage``, of rosbags or of rclpy.
+
+    Its stamp is the header's or, where that is 0, ``received_sec``. What is wrong with the picture is raised when the
+    frame is answered.
+    """
+    stamp_sec = message.header.stamp.sec + message.header.stamp.nanosec / NANOSECONDS
+    color = ENCODINGS.get(getattr(message, "encoding", ""), "rgb")
+    return Frame(functools.partial(_picture, message), color, stamp_sec or received_sec)
+
+
+def _picture(message: Any) -> ImageSource:
+    if hasattr(message, "encoding"):  # a CompressedImage has a format instead
+        return unpack(message.data, message.encoding, message.height, message.width, message.step)
+    return decompress(message.data, message.format)
