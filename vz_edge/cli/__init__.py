@@ -19,7 +19,7 @@ import typer.main
 
 from vz_edge.errors import VzEdgeError
 
-COMMANDS = ("export", "run", "inspect", "verify", "models", "devices", "plan", "profile", "doctor")
+COMMANDS = ("export", "run", "serve", "inspect", "verify", "models", "devices", "plan", "profile", "doctor")
 DEBUG_VARIABLE = "VZ_EDGE_DEBUG"
 
 

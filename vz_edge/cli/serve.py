@@ -1,0 +1,82 @@
+"""``vz-edge serve``: answer OpenAI's chat completions over HTTP."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from vz_edge.serve.settings import Settings
+
+STOP_SEC = 5.0
+
+
+def command(
+    bundle: Annotated[Path, typer.Argument(help="A folder written by 'vz-edge export'.")],
+    host: Annotated[str, typer.Option(help="The address to listen on; any but this machine's own needs a token.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8000,
+    token_file: Annotated[
+        Path | None, typer.Option(help="A file with the token that clients must send; else VZ_EDGE_TOKEN, else none.")
+    ] = None,
+    queue_length: Annotated[int, typer.Option(help="Requests that wait while one is answered; more get a 429.")] = 8,
+    deadline_sec: Annotated[float, typer.Option(help="From a request to its answer's end, the wait included.")] = 300.0,
+    max_body_bytes: Annotated[int, typer.Option(help="The largest request, its pictures in base64.")] = 16 * 2**20,
+    max_pixels: Annotated[int, typer.Option(help="Of all pictures of a request, together.")] = 25_000_000,
+    allow_remote_images: Annotated[
+        bool, typer.Option("--allow-remote-images", help="Fetch pictures from public web addresses, too.")
+    ] = False,
+    ui: Annotated[bool, typer.Option("--ui", help="A page for a browser, too, at the server's address.")] = False,
+    grace_sec: Annotated[float, typer.Option(help="How long answers may go on after SIGTERM.")] = 30.0,
+    provider: Annotated[list[str] | None, typer.Option(help="As for 'vz-edge run'.")] = None,
+    vision: Annotated[Literal["onnx", "torch"], typer.Option(help="As for 'vz-edge run'.")] = "onnx",
+    threads: Annotated[int | None, typer.Option(help="Threads; default: the physical cores.")] = None,
+    max_context: Annotated[int | None, typer.Option(help="Refuse more tokens of context than this.")] = None,
+) -> None:
+    """Serve a bundle as an OpenAI-compatible API until SIGTERM or Ctrl-C, which let the answers in work finish."""
+    from vz_edge.errors import DependencyError
+
+    try:
+        from vz_edge.serve.app import create_app
+        from vz_edge.serve.engine import Engine
+        from vz_edge.serve.server import bind, run, url_of
+        from vz_edge.serve.settings import RemoteLimits, Settings, check_exposure, read_token
+    except ImportError as error:
+        raise DependencyError(f"serving needs more packages ({error}); pip install 'vz-edge[serve]'") from error
+    from vz_edge.device.model import EdgeModel
+
+    settings = Settings(
+        token=read_token(token_file),
+        queue_length=queue_length,
+        deadline_sec=deadline_sec,
+        max_body_bytes=max_body_bytes,
+        max_pixels=max_pixels,
+        remote=RemoteLimits() if allow_remote_images else None,
+        ui=ui,
+    )
+    check_exposure(host, settings.token)
+    with bind(host, port) as bound:
+        model = EdgeModel.load(bundle, providers=provider, threads=threads, max_context=max_context, vision=vision)
+        engine = Engine(model, settings.queue_length)
+        engine.start()
+        greeting = _greeting(url_of(bound, host), engine.name, settings)
+        run(create_app(engine, settings), engine, bound, grace_sec, lambda: print(greeting, flush=True))
+    if not engine.stop(STOP_SEC):
+        # Reading a prompt cannot be interrupted, and the interpreter cannot end around a thread that does it.
+        sys.stdout.flush()
+        os._exit(0)
+
+
+def _greeting(url: str, name: str, settings: Settings) -> str:
+    token = ' -H "Authorization: Bearer $TOKEN"' if settings.token else ""
+    page = f", and a page for a browser at {url}/" if settings.ui else ""
+    body = f'{{"model": "{name}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
+    return (
+        f"{name} at {url}/v1 (OpenAI's chat completions){page}; try\n"
+        f"curl {url}/v1/chat/completions{token} -H 'Content-Type: application/json' -d '{body}'"
+    )

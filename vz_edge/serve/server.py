@@ -1,0 +1,89 @@
+"""Running the application: a socket, uvicorn, and an end that lets answers finish."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+from collections.abc import Callable
+
+import uvicorn
+from fastapi import FastAPI
+
+from vz_edge.errors import ServeError
+from vz_edge.serve.engine import Engine
+
+LAST_WORDS_SEC = 2.0  # for telling those whose answers were cut off
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket bound to ``host`` and ``port`` (0: any free one), which does not listen yet. Raises ServeError."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind, protocol)
+        try:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(address)
+        except OSError:
+            bound.close()
+            raise
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise ServeError(
+            f"cannot listen on {host} port {port} ({error}); choose another --port, or end what is listening there"
+        ) from error
+    return bound
+
+
+def url_of(bound: socket.socket, host: str) -> str:
+    """What to ask a server that listens on ``bound``."""
+    name = f"[{host}]" if ":" in host else host
+    return f"http://{name}:{bound.getsockname()[1]}"
+
+
+def run(app: FastAPI, engine: Engine, bound: socket.socket, grace_sec: float, ready: Callable[[], None]) -> None:
+    """Serve until SIGTERM or SIGINT, then let answers finish for up to ``grace_sec``.
+
+    ``ready`` is called when requests are taken. A second SIGINT does not wait. h11 parses HTTP whatever else is
+    installed: it is the strict one.
+    """
+    config = uvicorn.Config(
+        app,
+        http="h11",
+        ws="none",
+        lifespan="off",
+        access_log=False,
+        log_level=logging.WARNING,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=None,
+    )
+    # uvicorn raises the signal that ended it once more, for those it interrupted; here nobody else waits for it.
+    before = {number: signal.signal(number, _nothing) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        _Server(config, engine, grace_sec, ready).run(sockets=[bound])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, engine: Engine, grace_sec: float, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._engine = engine
+        self._grace_sec = grace_sec
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._engine.close()
+        asyncio.get_running_loop().call_later(self._grace_sec, self._engine.abort)
+        self.config.timeout_graceful_shutdown = self._grace_sec + LAST_WORDS_SEC  # type: ignore[assignment]
+        await super().shutdown(sockets)
+
+
+def _nothing(number: int, frame: object) -> None:
+    """Ignore a signal."""
