@@ -70,10 +70,10 @@ def _reduce(
     grid_width: int,
     project: torch.nn.Module,
 ) -> torch.Tensor:
-    kept, dominant, contextual = select(hidden, scores, mean_keys(keys, model.tower.heads), budget)
-    tokens = torch.cat((dominant, contextual), dim=1)
+    found = select(hidden, scores, mean_keys(keys, model.tower.heads), budget)
+    tokens = torch.cat((found.dominant, found.contextual), dim=1)
     if model.family == "llava_next":
-        return project(llava_next.arrange(tokens, kept, grid_width, model.tower.patches_per_side))
+        return project(llava_next.arrange(tokens, found.kept, grid_width, model.tower.patches_per_side))
     return project(tokens.flatten(0, 1))
 
 

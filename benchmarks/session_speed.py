@@ -7,7 +7,8 @@ Two things are measured with the same bundle (random weights; vision tower CLIP 
 * how much sooner ten questions about one frame are answered by one session than by ten ``EdgeModel.ask``, which encode
   and read the picture each time, and by ten asks about a picture that was encoded once; the answers must be the same
 * what a session adds to a token of a long answer, over a loop that does nothing but read an embedding and take the
-  likeliest token: detokenizing, stop strings, bookkeeping. Both write the same tokens, in turn, in one process
+  likeliest token: detokenizing, stop strings, bookkeeping. In turn, in one process; the tokens are as many, not the same:
+  a prompt that is read in two parts sums in another order, and random weights have close calls
 """
 
 from __future__ import annotations
@@ -81,27 +82,27 @@ def token_sec(model: EdgeModel, picture: np.ndarray, rounds: int) -> dict[str, l
     prompt = model.embedding.place(ids, model.chat.image_token_id, [look.features])
     context = model.decoder.start(robot.context_length)
 
-    def session() -> tuple[float, tuple[int, ...]]:
+    def session() -> float:
         started = time.perf_counter()
         reply = robot.ask(QUESTIONS[0], max_new_tokens=LONG_ANSWER_TOKENS)
-        return time.perf_counter() - started - reply.prefill_sec, reply.token_ids
+        if reply.answer_tokens < LONG_ANSWER_TOKENS:
+            raise SystemExit(f"the answer ended after {reply.answer_tokens} tokens; expected {LONG_ANSWER_TOKENS}")
+        return (time.perf_counter() - started - reply.prefill_sec) / (LONG_ANSWER_TOKENS - 1)
 
-    def bare_loop() -> tuple[float, tuple[int, ...]]:
+    def bare_loop() -> float:
         context.rewind(0)
-        token_ids = [int(context.append(prompt).argmax())]
+        token_id = int(context.append(prompt).argmax())
         started = time.perf_counter()
-        while len(token_ids) < LONG_ANSWER_TOKENS:
-            token_ids.append(int(context.append(model.embedding.rows(token_ids[-1:])).argmax()))
-        return time.perf_counter() - started, tuple(token_ids)
+        for _ in range(LONG_ANSWER_TOKENS - 1):
+            token_id = int(context.append(model.embedding.rows([token_id])).argmax())
+        return (time.perf_counter() - started) / (LONG_ANSWER_TOKENS - 1)
 
     seconds: dict[str, list[float]] = {"session": [], "bare loop": []}
     for number in range(rounds + 1):
-        (session_sec, written), (loop_sec, expected) = session(), bare_loop()
-        if written != expected:
-            raise SystemExit(f"the session wrote {written}, the bare loop {expected}")
-        if number:  # the first round warms up
-            seconds["session"].append(session_sec / (LONG_ANSWER_TOKENS - 1))
-            seconds["bare loop"].append(loop_sec / (LONG_ANSWER_TOKENS - 1))
+        for name, write in (("session", session), ("bare loop", bare_loop)):
+            sec = write()
+            if number:  # the first round warms up
+                seconds[name].append(sec)
     return seconds
 
 
@@ -138,7 +139,7 @@ def report(shape: str, model: EdgeModel, rounds: int, token_rounds: int, busy: f
             f"{rounds} interleaved rounds after one that warms up.",
             "Tokens read: of text and pictures, by the replies; those that the session's look has read are not in it.",
             f"A token of an answer of {LONG_ANSWER_TOKENS}: all of the call but its prefill, {token_rounds} times in "
-            "turn with the bare loop. Both wrote the same tokens.",
+            "turn with the bare loop.",
         ],
         rows=rows,
         bars=[

@@ -104,7 +104,7 @@ def see_easy_vqa(tower: CLIPVisionModel, entry: EasyVqaEntry, device: str, dtype
 def picture_tokens(model: LlavaNextForConditionalGeneration, picture: Picture, budget: int) -> Tensor:
     """Projected tokens of a picture, (tokens, width): VisionZip's choice, or all in transformers' own order."""
     if budget != ALL_TOKENS:
-        kept, dominant, contextual = select(picture.hidden, picture.scores, picture.keys, BUDGETS[budget])
+        kept, dominant, contextual, _ = select(picture.hidden, picture.scores, picture.keys, BUDGETS[budget])
         chosen = arrange(torch.cat([dominant, contextual], dim=1), kept, picture.grid[1], GRID)
         return model.model.multi_modal_projector(chosen.float())
     projected = model.model.multi_modal_projector(picture.hidden[:, 1:].float())
