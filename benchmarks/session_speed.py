@@ -7,8 +7,8 @@ Two things are measured with the same bundle (random weights; vision tower CLIP 
 * how much sooner ten questions about one frame are answered by one session than by ten ``EdgeModel.ask``, which encode
   and read the picture each time, and by ten asks about a picture that was encoded once; the answers must be the same
 * what a session adds to a token of a long answer, over a loop that does nothing but read an embedding and take the
-  likeliest token: detokenizing, stop strings, bookkeeping. In turn, in one process; the tokens are as many, not the same:
-  a prompt that is read in two parts sums in another order, and random weights have close calls
+  likeliest token: detokenizing, stop strings, bookkeeping. In turn, in one process, the same number of tokens (not
+  always the same ones: a prompt read in two parts sums in another order, and random weights have close calls)
 """
 
 from __future__ import annotations
