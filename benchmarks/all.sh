@@ -1,6 +1,5 @@
 #!/bin/sh
-# Every report of this folder, from an otherwise idle machine: about half an hour on two cores, and the exports with
-# bitsandbytes weights, whose time has not been taken there.
+# Every report of this folder, from an otherwise idle machine: about two hours on two cores.
 # Needs 64 GB of disk under build/benchmarks and 12 GB of memory; what is made there is removed at the end.
 set -eu
 cd "$(dirname "$0")/.."
@@ -13,6 +12,7 @@ python=${PYTHON:-python}
 "$python" -m benchmarks.export_memory --shape llava-next-13b
 "$python" -m benchmarks.bnb_export --shape llava-next-13b
 "$python" -m benchmarks.answer_memory
+"$python" -m benchmarks.session_speed
 "$python" -m benchmarks.watch_endurance
 "$python" -m benchmarks.serve_load
 "$python" -m benchmarks.weights_quality
