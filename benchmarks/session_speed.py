@@ -18,12 +18,14 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from benchmarks import bundles
-from benchmarks.report import REPORTS, Bar, Report, Samples
+from benchmarks.report import REPORTS, Bar, Cell, Report, Samples
 from vz_edge import EdgeModel
+from vz_edge.device.decoder import Context, Decoder
 from vz_edge.device.prompt import messages_of
 from vz_edge.device.reply import Reply
 from vz_edge.profiling.environment import busy_percent
@@ -41,6 +43,7 @@ QUESTIONS = (
     "Is it day or night?",
 )
 PICTURE_SIZE = (800, 1000, 3)  # height, width, channels
+COLUMNS = ("way", "ten answers", "tokens read", "a token of a long answer", "of it outside of the decoder")
 SHORT_ANSWER_TOKENS, LONG_ANSWER_TOKENS = 4, 64
 LEAST_SPEED_UP, OVERHEAD_LIMIT_PERCENT = 5.0, 2.0
 
@@ -73,63 +76,112 @@ def ten_questions(model: EdgeModel, picture: np.ndarray) -> dict[str, tuple[floa
     return measured
 
 
-def token_sec(model: EdgeModel, picture: np.ndarray, rounds: int) -> dict[str, list[float]]:
-    """Seconds a token of a long answer, by a session and by the bare loop, in turn."""
+class TimedDecoder:
+    """A decoder that adds up the seconds spent in it, and knows those of the first call, which is a prefill's."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+        self.first_sec, self.sec = 0.0, 0.0
+
+    def restart(self) -> None:
+        """Count anew."""
+        self.first_sec, self.sec = 0.0, 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._decoder, name)
+
+    def start(self, capacity: int) -> TimedContext:
+        return TimedContext(self, self._decoder.start(capacity))
+
+
+class TimedContext:
+    """One of its contexts."""
+
+    def __init__(self, decoder: TimedDecoder, context: Context) -> None:
+        self._decoder, self._context = decoder, context
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+    def append(self, embeds: np.ndarray) -> np.ndarray:
+        started = time.perf_counter()
+        logits = self._context.append(embeds)
+        sec = time.perf_counter() - started
+        self._decoder.first_sec = self._decoder.first_sec or sec
+        self._decoder.sec += sec
+        return logits
+
+
+class LongAnswer(NamedTuple):
+    """Seconds a token: all of the call but its prefill, and what of it was not the decoder's."""
+
+    total_sec: float
+    outside_sec: float
+
+
+def long_answers(model: EdgeModel, picture: np.ndarray, rounds: int) -> dict[str, list[LongAnswer]]:
+    """Long answers by a session and by the bare loop, in turn."""
     look = model.encode(picture)
+    model.decoder = timed = TimedDecoder(model.decoder)
     robot = model.session()
     robot.look(look)
     ids = model.chat.ids(messages_of(QUESTIONS[0], 1))
     prompt = model.embedding.place(ids, model.chat.image_token_id, [look.features])
     context = model.decoder.start(robot.context_length)
 
-    def session() -> float:
-        started = time.perf_counter()
+    def session() -> None:
         reply = robot.ask(QUESTIONS[0], max_new_tokens=LONG_ANSWER_TOKENS)
         if reply.answer_tokens < LONG_ANSWER_TOKENS:
             raise SystemExit(f"the answer ended after {reply.answer_tokens} tokens; expected {LONG_ANSWER_TOKENS}")
-        return (time.perf_counter() - started - reply.prefill_sec) / (LONG_ANSWER_TOKENS - 1)
 
-    def bare_loop() -> float:
+    def bare_loop() -> None:
         context.rewind(0)
         token_id = int(context.append(prompt).argmax())
-        started = time.perf_counter()
         for _ in range(LONG_ANSWER_TOKENS - 1):
             token_id = int(context.append(model.embedding.rows([token_id])).argmax())
-        return (time.perf_counter() - started) / (LONG_ANSWER_TOKENS - 1)
 
-    seconds: dict[str, list[float]] = {"session": [], "bare loop": []}
+    answers: dict[str, list[LongAnswer]] = {"one session": [], "bare loop": []}
     for number in range(rounds + 1):
-        for name, write in (("session", session), ("bare loop", bare_loop)):
-            sec = write()
+        for name, write in (("one session", session), ("bare loop", bare_loop)):
+            timed.restart()
+            started = time.perf_counter()
+            write()
+            total_sec = time.perf_counter() - started
             if number:  # the first round warms up
-                seconds[name].append(sec)
-    return seconds
+                tokens = LONG_ANSWER_TOKENS - 1
+                outside_sec = (total_sec - timed.sec) / tokens
+                answers[name].append(LongAnswer((total_sec - timed.first_sec) / tokens, outside_sec))
+    return answers
 
 
 def report(shape: str, model: EdgeModel, rounds: int, token_rounds: int, busy: float) -> Report:
-    """Measure and tabulate; the speed-up is the median of the rounds' own ratios, and so is the overhead."""
+    """Measure and tabulate; the speed-up is the median of the rounds' own ratios."""
     picture = np.random.default_rng(0).integers(0, 256, PICTURE_SIZE, dtype=np.uint8)
     taken = [ten_questions(model, picture) for _ in range(rounds + 1)][1:]  # the first round warms up
     for ways in taken:
         answers = {name: [reply.text for reply in replies] for name, (_, replies) in ways.items()}
         if len({tuple(texts) for texts in answers.values()}) > 1:
             raise SystemExit(f"the answers differ: {answers}")
-    tokens = token_sec(model, picture, token_rounds)
+    long = long_answers(model, picture, token_rounds)
 
     speed_ups = [ways["ten fresh asks"][0] / ways["one session"][0] for ways in taken]
-    overheads = [100 * (ours / bare - 1) for ours, bare in zip(tokens["session"], tokens["bare loop"], strict=True)]
-    rows = [
+    outside = {name: statistics.median(answer.outside_sec for answer in answers) for name, answers in long.items()}
+    added_sec = outside["one session"] - outside["bare loop"]
+    overhead = added_sec / statistics.median(answer.total_sec for answer in long["bare loop"])
+    rows: list[dict[str, Cell]] = [
         {
+            **dict.fromkeys(COLUMNS, "–"),
             "way": name,
             "ten answers": Samples(tuple(ways[name][0] for ways in taken), "s"),
             "tokens read": str(sum(_tokens_read(reply) for reply in taken[0][name][1])),
-            "a token of a long answer": "–",
         }
         for name in taken[0]
     ]
-    rows[-1]["a token of a long answer"] = Samples(tuple(1000 * sec for sec in tokens["session"]), "ms")
-    bare = Samples(tuple(1000 * sec for sec in tokens["bare loop"]), "ms")
-    rows.append({"way": "bare loop", "ten answers": "–", "tokens read": "–", "a token of a long answer": bare})
+    rows.append({**dict.fromkeys(COLUMNS, "–"), "way": "bare loop"})
+    for row in rows[-2:]:
+        given = long[str(row["way"])]
+        row[COLUMNS[-2]] = Samples(tuple(1000 * answer.total_sec for answer in given), "ms")
+        row[COLUMNS[-1]] = Samples(tuple(1000 * answer.outside_sec for answer in given), "ms")
     return Report(
         name="session_speed",
         title=f"A session of a {shape}: ten questions about one frame, and what it adds to a token",
@@ -139,12 +191,13 @@ def report(shape: str, model: EdgeModel, rounds: int, token_rounds: int, busy: f
             f"{rounds} interleaved rounds after one that warms up.",
             "Tokens read: of text and pictures, by the replies; those that the session's look has read are not in it.",
             f"A token of an answer of {LONG_ANSWER_TOKENS}: all of the call but its prefill, {token_rounds} times in "
-            "turn with the bare loop.",
+            "turn with the bare loop. The decoder's own time swings by a tenth, whoever calls it, so what a session adds "
+            "is taken outside of it: the question's template, tokenizing and bookkeeping are in it.",
         ],
         rows=rows,
         bars=[
             Bar("ten questions, fresh asks / session", statistics.median(speed_ups), ">=", LEAST_SPEED_UP, "x"),
-            Bar("session over bare loop", statistics.median(overheads), "<=", OVERHEAD_LIMIT_PERCENT, "% a token"),
+            Bar("what a session adds to a token of the bare loop", 100 * overhead, "<=", OVERHEAD_LIMIT_PERCENT, "%"),
         ]
         if shape == "1b"
         else (),
