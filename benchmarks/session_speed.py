@@ -191,8 +191,8 @@ def report(shape: str, model: EdgeModel, rounds: int, token_rounds: int, busy: f
             f"{rounds} interleaved rounds after one that warms up.",
             "Tokens read: of text and pictures, by the replies; those that the session's look has read are not in it.",
             f"A token of an answer of {LONG_ANSWER_TOKENS}: all of the call but its prefill, {token_rounds} times in "
-            "turn with the bare loop. The decoder's own time swings by a tenth, whoever calls it, so what a session adds "
-            "is taken outside of it: the question's template, tokenizing and bookkeeping are in it.",
+            "turn with the bare loop. The decoder's own time swings by a tenth, whoever calls it, so what a session "
+            "adds is taken outside of it: the question's template, tokenizing and bookkeeping are in it.",
         ],
         rows=rows,
         bars=[

@@ -20,6 +20,7 @@ from vz_edge.device.image import (
     grid_of,
     load_image,
     make_tiles,
+    tile_boxes,
     tile_count,
     token_count,
     vanilla_token_order,
@@ -266,3 +267,29 @@ def transparent_palette(size: tuple[int, int]) -> Image.Image:
     image = noise(size).quantize(16)
     image.info["transparency"] = 3
     return image
+
+
+@pytest.mark.parametrize("size", [(640, 480), (480, 640), (336, 336), (1200, 300), (90, 250)])
+@pytest.mark.parametrize("mode", ["stock", "pad", "next"])
+def test_boxes_are_where_the_tiles_are_from(size: tuple[int, int], mode: str) -> None:
+    """A picture whose red is x and green is y, and blue full, says in its tiles where they are from."""
+    width, height = size
+    y, x = np.mgrid[:height, :width]
+    planes = [255 * (x + 0.5) / width, 255 * (y + 0.5) / height, np.full((height, width), 255)]
+    image = Image.fromarray(np.stack(planes, axis=-1).round().astype(np.uint8))
+    model, spec = (llava_next(), image_spec()) if mode == "next" else (llava(), image_spec(mode))
+    tiles = make_tiles(image, model, spec).pixel_values
+    boxes = tile_boxes(size, model, spec)
+    assert len(boxes) == len(tiles)
+    colours = (tiles * np.array(CLIP_STD)[:, None, None] + np.array(CLIP_MEAN)[:, None, None]) * 255
+    centres = (np.arange(336) + 0.5) / 336
+    for (left, top, right, bottom), (red, green, blue) in zip(boxes, colours, strict=True):
+        inside = blue > 254.5
+        assert inside.any()
+        expected_x, expected_y = left + centres * (right - left), top + centres * (bottom - top)
+        error_x = np.abs(red * width / 255 - expected_x)[inside]
+        error_y = np.abs(green * height / 255 - expected_y[:, None])[inside]
+        # Half a level of 255, and the edge of a picture, which resampling smears.
+        assert np.percentile(error_x, 98) < width / 255 + 1 and np.percentile(error_y, 98) < height / 255 + 1
+        beyond = (expected_x < -1) | (expected_x > width + 1) | ((expected_y < -1) | (expected_y > height + 1))[:, None]
+        assert not (inside & beyond).any()

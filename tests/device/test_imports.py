@@ -32,7 +32,7 @@ ALLOWED = {
     "backends": {"errors", "strict", "budget", "recipe", "bundle", "device"},
     "metrics": set(),
     "watch": {"errors", "strict", "budget", "recipe", "bundle", "device", "metrics"},
-    "serve": {"errors", "strict", "budget", "recipe", "bundle", "device", "metrics", "__version__"},
+    "serve": {"errors", "strict", "budget", "recipe", "bundle", "device", "metrics", "watch", "__version__"},
 }
 DOORS = {
     # The one file of the device side that reaches for a backend in torch, inside a function.
