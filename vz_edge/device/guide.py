@@ -203,7 +203,10 @@ def _json_source(schema: dict[str, Any]) -> dict[str, Any]:
         json.dumps(schema)
     except (TypeError, ValueError) as error:
         raise RequestError(f"the schema is not JSON ({error}); write it as json.loads would return it") from error
-    return {"json_schema": {**schema, "x-guidance": {**JSON_LAYOUT, **schema.get("x-guidance", {})}}}
+    layout = schema.get("x-guidance", {})
+    if not isinstance(layout, Mapping):
+        raise RequestError(f"x-guidance of the schema is {layout!r}; expected an object of llguidance's options")
+    return {"json_schema": {**schema, "x-guidance": {**JSON_LAYOUT, **layout}}}
 
 
 def _closed(schema: Any) -> Any:
