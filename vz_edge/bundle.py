@@ -61,7 +61,10 @@ class WeightSpec:
 
 
 def default_weights(bits: Literal[4, 8, 16]) -> WeightSpec:
-    """The bits and block size an export takes unless told otherwise; profiles/reports/quantizers.md says why."""
+    """The bits and block size an export takes unless told otherwise.
+
+    profiles/reports/quantizers.md (speed, size) and weights_quality.md (perplexity, answers) say why.
+    """
     return WeightSpec(bits, lm_head_bits=16 if bits == 16 else 8, vision_bits=16, block_size=128, quantizer="rtn")
 
 

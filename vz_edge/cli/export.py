@@ -50,7 +50,7 @@ def command(
     ] = None,
     quantizer: Annotated[
         Literal["rtn", "hqq"] | None,
-        typer.Option(help="rtn: round to nearest (default); hqq: half-quadratic, slower, closer."),
+        typer.Option(help="rtn: round to nearest (default); hqq: half-quadratic, slower, closer to the weights."),
     ] = None,
     image_mode: Annotated[
         Literal["stock", "pad"] | None,
