@@ -84,6 +84,13 @@ def test_a_budget_that_is_not_there_is_refused(several: EdgeModel, folder: Path)
     assert refused.returncode == 2 and "not of 30" in refused.stderr
 
 
+def test_inspect_names_all_budgets(several: EdgeModel, folder: Path) -> None:
+    shown = vz_edge("inspect", folder / "90-60-25")
+    assert shown.returncode == 0, shown.stderr
+    assert "further budgets, in all: 60, 25 tokens" in shown.stdout
+    assert "vision at 60 tokens against torch: tokens 36" in shown.stdout
+
+
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [("90,all", "stands alone"), ("90,60,90", "names a total twice"), ("90,61", "nearest: 60 or 65"), ("90,", "whole")],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from vz_edge.budget import TokenBudget
-    from vz_edge.bundle import WeightSpec
+    from vz_edge.bundle import Manifest, WeightSpec
     from vz_edge.recipe import ModelSpec
 
 # The device whose memory plan is shown unless another is asked for, by target.
@@ -77,13 +78,23 @@ def _of_bundle(folder: Path, device: str | None) -> dict[str, Any]:
         "weights": dataclasses.asdict(manifest.weights),
         "bytes": {name: entry.size_bytes for name, entry in manifest.files.items()},
         "kv_cache_bytes_per_token": manifest.predicted["kv_cache_bytes_per_token"],
+        "more_budgets": [budget.total(manifest.model.max_tiles) for budget in manifest.more_budgets],
         "parity": {
             part: {key: value for key, value in record.items() if not isinstance(value, list)}
-            for part, record in manifest.parity.items()
+            for part, record in _parity_records(manifest)
         },
         "memory_plan": _memory_plan(manifest.model, manifest.weights, manifest.budget, manifest.target, device),
         **_budget_report(manifest.model, manifest.budget),
     }
+
+
+def _parity_records(manifest: Manifest) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What the export compared with torch: each part, and vision with each further budget."""
+    for part, record in manifest.parity.items():
+        if part != "more_budgets":
+            yield part, record
+    for budget, record in zip(manifest.more_budgets, manifest.parity.get("more_budgets", []), strict=False):
+        yield f"vision at {budget.total(manifest.model.max_tiles)} tokens", record
 
 
 def _of_recipe(
@@ -177,6 +188,8 @@ def _print(report: dict[str, Any]) -> None:
         console.print("tokens: all")
     else:
         console.print(f"tokens a tile: {budget['dominant']} dominant + {budget['contextual']} contextual")
+    if report.get("more_budgets"):
+        console.print(f"further budgets, in all: {', '.join(map(str, report['more_budgets']))} tokens")
     sizes = Table("part", "MB")
     for name, size in report["bytes"].items():
         sizes.add_row(name, f"{size / 1e6:,.2f}")
