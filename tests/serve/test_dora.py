@@ -56,15 +56,17 @@ def marked_processes() -> Iterator[dict[str, str]]:
 
 
 def dataflow(bundle: Path) -> dict[str, Any]:
-    camera = {"id": "camera", "path": str(HERE / "dora_camera.py"), "inputs": {"done": "sink/done"}}
+    # dora would run a script with the first python of PATH, which need not be that of the tests.
+    python = {"path": sys.executable}
+    camera = {"id": "camera", **python, "args": str(HERE / "dora_camera.py"), "inputs": {"done": "sink/done"}}
     node = {
         "id": "vz-edge",
-        "path": sys.executable,
+        **python,
         "args": f"-m vz_edge.serve.dora {bundle} --threads 1",
         "env": {"VZ_EDGE_QUESTIONS": WATCHED, "VZ_EDGE_DEADLINE": LONGEST_SEC, "PYTHONPATH": str(REPOSITORY)},
         "inputs": {"image": {"source": "camera/image", "queue_size": 1}, "question": "sink/question"},
     }
-    sink = {"id": "sink", "path": str(HERE / "dora_sink.py"), "inputs": {"answers": "vz-edge/answers"}}
+    sink = {"id": "sink", **python, "args": str(HERE / "dora_sink.py"), "inputs": {"answers": "vz-edge/answers"}}
     return {
         "nodes": [
             {**camera, "outputs": ["image"]},

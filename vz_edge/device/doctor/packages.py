@@ -40,8 +40,14 @@ def declared() -> Declared | None:
     except (ImportError, OSError, ValueError, KeyError):
         return None
     extras = project["optional-dependencies"].items()
-    optional = [f"{requirement}; extra == '{extra}'" for extra, lines in extras for requirement in lines]
+    optional = [_of_extra(requirement, extra) for extra, lines in extras for requirement in lines]
     return Declared(project["requires-python"], (*project["dependencies"], *optional))
+
+
+def _of_extra(requirement: str, extra: str) -> str:
+    """A requirement as a wheel's metadata has it: its extra is one more condition."""
+    name, _, condition = requirement.partition(";")
+    return f"{name}; ({condition.strip()}) and extra == '{extra}'" if condition else f"{name}; extra == '{extra}'"
 
 
 def installed_version(name: str) -> str | None:
