@@ -29,7 +29,7 @@ from vz_edge.device.choices import Choices, choose
 from vz_edge.device.decoder import Context, Decoder
 from vz_edge.device.embedding import EmbeddingTable
 from vz_edge.device.generate import Limits, generate
-from vz_edge.device.guide import GrammarCompiler, Schema
+from vz_edge.device.guide import GrammarCompiler
 from vz_edge.device.image import ImageSource, Tiles, token_count
 from vz_edge.device.memory_check import available_memory_bytes, check_memory, memory_need
 from vz_edge.device.options import AskOptions, check_options
@@ -207,47 +207,23 @@ class EdgeModel:
         return self.vision.encode(self.vision.tile(image), self._budget(tokens))
 
     def ask(
-        self,
-        image: Pictures,
-        prompt: Prompt,
-        *,
-        tokens: int | None = None,
-        max_new_tokens: int = 128,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int | None = None,
-        stop: Sequence[str | int] = (),
-        deadline_sec: float | None = None,
-        schema: Schema | None = None,
-        logprobs: bool = False,
+        self, image: Pictures, prompt: Prompt, *, tokens: int | None = None, **options: Unpack[AskOptions]
     ) -> Reply:
         """Answer a question about a picture, several pictures, or none.
 
         ``image`` is a path, a Pillow image, a uint8 [height, width, 3] RGB array or what ``encode`` returned.
         ``prompt`` is a question or a conversation (``[{"role": "user", "content": "..."}, ...]``). ``tokens`` is one of
-        the bundle's budgets, by default its first: fewer tokens are read faster and show less. ``stop`` adds
-        strings and token ids to the model's own. ``deadline_sec`` after the call no further token is begun, and
+        the bundle's budgets, by default its first: fewer tokens are read faster and show less. An answer has at most
+        ``max_new_tokens`` (128) and is greedy; a ``temperature`` above 0 draws, with a ``seed`` repeatably, from the
+        ``top_k`` likeliest tokens (0: all) and those of them that make up ``top_p``. ``stop`` adds strings and token
+        ids to the model's own. ``deadline_sec`` after the call no further token is begun, and
         what was written so far is the answer; looking and reading are not cut short, and their token is always
         there. ``schema`` is what the answer must be: a JSON schema, a pydantic model, a list of choices, a compiled
         regular expression or a ``Lark`` grammar (docs/answers.md). ``logprobs`` asks for those of the reply. Raises
         ImageError, BudgetError, RequestError, ContextLengthError, and AnswerError where the answer to a schema was cut
         off.
         """
-        return self.stream(
-            image,
-            prompt,
-            tokens=tokens,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
-            stop=stop,
-            deadline_sec=deadline_sec,
-            schema=schema,
-            logprobs=logprobs,
-        ).reply
+        return self.stream(image, prompt, tokens=tokens, **options).reply
 
     def stream(
         self, image: Pictures, prompt: Prompt, *, tokens: int | None = None, **options: Unpack[AskOptions]
