@@ -50,14 +50,15 @@ class FileEntry:
 class WeightSpec:
     """Bits a weight of each part of the model; 16 means not quantised (stored at the target's precision).
 
-    ``block_size`` weights share a scale; 0: those of a row do, as in LLM.int8() (``quantizer`` "int8").
+    ``block_size`` weights share a scale; 0: those of a row do, as in LLM.int8() (``quantizer`` "int8"). "weighted" is
+    for the language model alone; the vision graph is then rounded to nearest.
     """
 
     bits: Literal[4, 8, 16]
     lm_head_bits: Literal[4, 8, 16]
     vision_bits: Literal[8, 16]
     block_size: int
-    quantizer: Literal["rtn", "hqq", "nf4", "int8"]
+    quantizer: Literal["rtn", "hqq", "weighted", "nf4", "int8"]
 
 
 def default_weights(bits: Literal[4, 8, 16]) -> WeightSpec:
@@ -65,7 +66,8 @@ def default_weights(bits: Literal[4, 8, 16]) -> WeightSpec:
 
     profiles/reports/quantizers.md (speed, size) and weights_quality.md (perplexity, answers) say why.
     """
-    return WeightSpec(bits, lm_head_bits=16 if bits == 16 else 8, vision_bits=16, block_size=128, quantizer="rtn")
+    quantizer: Literal["rtn", "weighted"] = "weighted" if bits == 4 else "rtn"  # 8 bits lose nothing to be won back
+    return WeightSpec(bits, 16 if bits == 16 else 8, vision_bits=16, block_size=128, quantizer=quantizer)
 
 
 def bitsandbytes_weights(bits: Literal[4, 8, 16]) -> WeightSpec:
@@ -140,8 +142,10 @@ class Manifest:
         """All budgets, the default first; none in a bundle exported with all tokens."""
         return () if self.budget is None else (self.budget, *self.more_budgets)
 
-    def budget_of(self, tokens: int) -> TokenBudget:
-        """The budget of that total at the model's largest tile count. Raises BudgetError where there is none."""
+    def budget_of(self, tokens: int | None) -> TokenBudget | None:
+        """The budget of that total at the model's largest tile count; of None the default. Raises BudgetError."""
+        if tokens is None:
+            return self.budget
         totals = {budget.total(self.model.max_tiles): budget for budget in self.budgets}
         if tokens not in totals:
             there = f"has budgets of {', '.join(map(str, totals))} tokens" if totals else "was exported with all tokens"
@@ -205,19 +209,27 @@ def write_manifest(folder: Path, manifest: Manifest, progress: Callable[[str, in
 def staged_folder(target: Path, force: bool) -> Iterator[Path]:
     """Yield an empty folder beside ``target`` that takes its name when the block ends well.
 
-    On an exception the staging folder is removed and ``target`` is as it was. Raises TargetExistsError.
+    On an exception the staging folder is removed and ``target`` is as it was. Raises TargetExistsError, and ExportError
+    where nothing can be written there.
     """
     check_target(target, force)
-    target.parent.mkdir(parents=True, exist_ok=True)
     staging = target.with_name(f".{target.name}.partial-{os.getpid()}")
     shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir()
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging.mkdir()
+    except OSError as error:
+        raise ExportError(f"{target} cannot be written ({error}); choose an --out in a folder of yours") from error
     try:
         yield staging
         if target.exists():
             replaced = target.with_name(f".{target.name}.replaced-{os.getpid()}")
             target.rename(replaced)
-            staging.rename(target)
+            try:
+                staging.rename(target)
+            except BaseException:
+                replaced.rename(target)
+                raise
             shutil.rmtree(replaced)
         else:
             staging.rename(target)

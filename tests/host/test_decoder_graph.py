@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from vz_edge.host.decoder_spec import decoder_spec
 from vz_edge.host.head_padding import HeadPadding
 from vz_edge.host.quant import QuantConfig, quantize
 from vz_edge.host.quant.pack import dequantize
+from vz_edge.host.weight import ALL_ROWS, Weight
 from vz_edge.recipe import DecoderSpec
 
 CAPACITY = 64
@@ -113,26 +115,49 @@ def test_prefill_decode_and_rewind_give_transformers_logits(tmp_path: Path, deco
     assert torch.allclose(run(embeds[:, 20:23], past=10), torch_logits(model, rewound)[-1], atol=1e-3)
 
 
-@pytest.mark.parametrize(("bits", "head_bits"), [(4, 8), (8, 8), (4, None)])
+def some_squares() -> dict[str, torch.Tensor]:
+    """Mean squares of what every layer of the tiny model reads, the same where layers read the same."""
+    readers = (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("self_attn.o_proj",))
+    readers += (("mlp.gate_proj", "mlp.up_proj"), ("mlp.down_proj",))
+    squares = {"lm_head.weight": torch.rand(128) ** 4}
+    for layer in range(2):
+        for parts in readers:
+            read = torch.rand(256 if parts == ("mlp.down_proj",) else 128) ** 4
+            squares |= {f"language_model.layers.{layer}.{part}.weight": read for part in parts}
+    return squares
+
+
+@pytest.mark.parametrize(
+    ("bits", "head_bits", "method"), [(4, 8, "rtn"), (8, 8, "rtn"), (4, None, "rtn"), (4, None, "weighted")]
+)
 def test_quantised_graph_equals_torch_with_the_dequantised_weights(
-    tmp_path: Path, bits: Any, head_bits: int | None
+    tmp_path: Path, bits: Any, head_bits: int | None, method: Any
 ) -> None:
-    linear = QuantConfig(bits, block_size=32, accuracy_level=1)  # float32 products: the weights alone are inexact
+    linear = QuantConfig(bits, 32, method, accuracy_level=1)  # float32 products: the weights alone are inexact
     head = linear if head_bits is None else QuantConfig(8, block_size=32, accuracy_level=1)
-    model, spec, path = export(tmp_path, "qwen2", weights=DecoderQuant(linear, head))
+    squares = some_squares()
+    model, spec, path = export(tmp_path, "qwen2", weights=DecoderQuant(linear, head, squares))
     checkpoint = Checkpoint.open(tmp_path / "model")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.ndim == 2 and ("_proj" in name or "lm_head" in name) and "vision" not in name:
+            if (known := name.removeprefix("model.")) in squares:
                 quant = head if "lm_head" in name else linear
-                weight = checkpoint.weight(name.removeprefix("model."), tuple(parameter.shape))
-                q = quantize(weight, quant)
+                weight = checkpoint.weight(known, tuple(parameter.shape))
+                q = quantize(replace(weight, input_squares=squares[known]), quant)
                 parameter.copy_(dequantize(q.packed, q.scales, q.zero_points, quant.bits, parameter.shape[1]))
     embeds = embeddings(9)
     expected = torch_logits(model, embeds)
     run = Decoder(path, spec)
     assert torch.allclose(run(embeds[:, :8], past=0), expected[7], atol=1e-3)
     assert torch.allclose(run(embeds[:, 8:], past=8), expected[8], atol=1e-3)
+
+
+def test_padded_heads_keep_the_squares_of_their_inputs() -> None:
+    values, squares = torch.randn(6, 24), torch.rand(24)
+    padded = HeadPadding(12, 16).columns(Weight("o_proj.weight", (6, 24), lambda rows=ALL_ROWS: values[rows], squares))
+    assert padded.input_squares is not None and padded.input_squares.shape == (32,)
+    # A column and its square move together: the same columns count as much as before, and zeros not at all.
+    assert torch.allclose((padded.load() ** 2) @ padded.input_squares, (values**2) @ squares)
 
 
 def test_half_precision_graph_stays_close(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from vz_edge.errors import (
     TensorShapeError,
 )
 from vz_edge.host import export, parity
-from vz_edge.host.export import ExportRequest, plan_export, write_bundle
+from vz_edge.host.export import ExportRequest, SilentProgress, plan_export, write_bundle
 
 FILES = {
     "chat_template.jinja",
@@ -102,6 +102,24 @@ def test_the_manifest_says_what_was_done(tmp_path: Path) -> None:
     for stage in ("embedding", "vision", "decoder", "hashes"):
         total, done = progress.stages[stage]
         assert total == done > 0, stage
+
+
+def test_four_bits_are_weighted_by_what_layers_read_unless_told_otherwise(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "checkpoint", family="llava_next")
+    progress = Recorded()
+    decoders = {}
+    options = {"weighted": {"tokens": "90"}, "nearest": {"tokens": "90", "quantizer": "rtn"}, "fewer": {"tokens": "45"}}
+    for name, given in options.items():
+        request = ExportRequest(str(tmp_path / "checkpoint"), tmp_path / name, **given)  # type: ignore[arg-type]
+        manifest = write_bundle(plan_export(request), progress if name == "weighted" else SilentProgress())
+        assert manifest.weights.quantizer == ("rtn" if name == "nearest" else "weighted")
+        decoders[name] = weights(tmp_path / name, "decoder.onnx")
+    total, done = progress.stages["calibration"]
+    assert total == done > 0
+    for name, array in decoders["weighted"].items():
+        np.testing.assert_array_equal(array, decoders["fewer"][name])  # whatever pictures keep
+        if name.endswith(".scales"):
+            assert not np.array_equal(array, decoders["nearest"][name]), name
 
 
 def test_quantised_vision_says_what_it_changed(tmp_path: Path) -> None:

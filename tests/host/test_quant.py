@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import weakref
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal, get_args, get_type_hints
 
 import numpy as np
 import onnx_ir as ir
@@ -16,15 +18,18 @@ from hypothesis import strategies as st
 
 import vz_edge.host.quant as quant_package
 from vz_edge.host.graph import GraphBuilder
-from vz_edge.host.quant import METHODS, QuantConfig, Quantized, quantize
+from vz_edge.host.quant import QuantConfig, Quantized, quantize
 from vz_edge.host.quant.pack import dequantize, pack, pack_zero_points, unpack
 from vz_edge.host.weight import ALL_ROWS, Weight
 
-EVERY = [QuantConfig(bits, 32, method) for bits in (4, 8) for method in METHODS]
+EVERY = [QuantConfig(bits, 32, method) for bits in (4, 8) for method in get_args(get_type_hints(QuantConfig)["method"])]
 
 
-def weight_of(values: torch.Tensor, name: str = "layer.weight") -> Weight:
-    return Weight(name, tuple(values.shape), lambda rows=ALL_ROWS: values[rows])
+def weight_of(values: torch.Tensor, name: str = "layer.weight", squares: torch.Tensor | None = None) -> Weight:
+    """A weight in memory, whose inputs all count the same unless told otherwise."""
+    if squares is None:
+        squares = torch.ones(values.shape[-1])
+    return Weight(name, tuple(values.shape), lambda rows=ALL_ROWS: values[rows], squares)
 
 
 def restored(q: Quantized, quant: QuantConfig, columns: int) -> torch.Tensor:
@@ -88,6 +93,34 @@ def test_hqq_has_a_smaller_error_than_rtn_in_every_norm_and_a_larger_in_no_block
         assert errors["hqq"].pow(norm).sum() < 0.99 * errors["rtn"].pow(norm).sum()
     by_block = {method: error.square().view(64, -1, block_size).sum(-1) for method, error in errors.items()}
     assert torch.all(by_block["hqq"] <= by_block["rtn"] * 1.0001)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("block_size", [32, 128])
+def test_weighted_changes_outputs_less_than_rtn_and_in_no_block_more(bits: Literal[4, 8], block_size: int) -> None:
+    values, squares = heavy_tailed(64, 1000), torch.rand(1000, generator=torch.Generator().manual_seed(1)) ** 4
+    errors = {}
+    for method in ("rtn", "weighted"):
+        quant = QuantConfig(bits, block_size, method)  # type: ignore[arg-type]
+        q = quantize(weight_of(values, squares=squares), quant)
+        error = squares * (restored(q, quant, 1000) - values).square()
+        errors[method] = torch.nn.functional.pad(error, (0, -1000 % block_size)).view(64, -1, block_size).sum(-1)
+    assert errors["weighted"].sum() < (0.8 if bits == 4 else 0.98) * errors["rtn"].sum()
+    assert torch.all(errors["weighted"] <= errors["rtn"] * 1.0001)
+
+
+def test_weighted_rounds_to_nearest_where_the_inputs_are_not_known() -> None:
+    values = heavy_tailed(8, 100)
+    unknown = replace(weight_of(values), input_squares=None)
+    found, nearest = (quantize(unknown, QuantConfig(4, 32, method)) for method in ("weighted", "rtn"))
+    assert torch.equal(found.packed, nearest.packed) and torch.equal(found.scales, nearest.scales)
+    assert not torch.equal(found.scales, quantize(weight_of(values), QuantConfig(4, 32, "weighted")).scales)
+
+
+def test_weighted_keeps_blocks_whose_inputs_are_always_zero() -> None:
+    values, quant = heavy_tailed(8, 64), QuantConfig(4, 32, "weighted")
+    q = quantize(weight_of(values, squares=torch.zeros(64)), quant)
+    assert torch.equal(q.scales, quantize(weight_of(values), QuantConfig(4, 32, "rtn")).scales)
 
 
 @pytest.mark.parametrize("quant", EVERY, ids=str)

@@ -49,8 +49,11 @@ def command(
         Literal["32", "64", "128", "256"] | None, typer.Option(help="Weights that share a scale. Default: 128.")
     ] = None,
     quantizer: Annotated[
-        Literal["rtn", "hqq"] | None,
-        typer.Option(help="rtn: round to nearest (default); hqq: half-quadratic, slower, closer to the weights."),
+        Literal["rtn", "hqq", "weighted"] | None,
+        typer.Option(
+            help="weighted (default at 4 bits): by what layers are multiplied with, as good as 4 bits get; "
+            "rtn (default at 8): round to nearest, several times faster; hqq: half-quadratic."
+        ),
     ] = None,
     image_mode: Annotated[
         Literal["stock", "pad"] | None,

@@ -20,13 +20,15 @@ Architecture: Llama (Touvron et al., 2023). Mistral adds a sliding window, Qwen2
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import onnx_ir as ir
+import torch
 
 from vz_edge.host.checkpoint import Checkpoint
+from vz_edge.host.decoder_spec import head_name
 from vz_edge.host.graph import MICROSOFT, NUMPY_DTYPES, GraphBuilder
 from vz_edge.host.head_padding import HeadPadding
 from vz_edge.host.quant import QuantConfig
@@ -39,10 +41,14 @@ KEY_AND_VALUE = ("key", "value")
 
 @dataclass(frozen=True)
 class DecoderQuant:
-    """How the decoder's linear layers and its head are quantised; None keeps the graph's precision."""
+    """How the decoder's linear layers and its head are quantised; None keeps the graph's precision.
+
+    ``input_squares`` are those of ``Weight``, by its name.
+    """
 
     linear: QuantConfig | None
     lm_head: QuantConfig | None
+    input_squares: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 def build_decoder(
@@ -165,8 +171,7 @@ class _Decoder:
 
     def logits(self, normed: ir.Value) -> None:
         graph, spec = self.graph, self.spec
-        name = "language_model.embed_tokens.weight" if spec.tie_word_embeddings else "lm_head.weight"
-        head = self.checkpoint.weight(name, (spec.vocab_size, spec.hidden_size))
+        head = self.matrix(head_name(spec), spec.vocab_size, spec.hidden_size)
         values = graph.linear(normed, head, None, self.quant.lm_head)
         if graph.precision != ir.DataType.FLOAT:
             values = graph.op("Cast", values, to=ir.DataType.FLOAT)
@@ -202,8 +207,12 @@ class _Decoder:
         return _Linear(self.padding.columns(weight), bias)
 
     def weights(self, name: str, rows: int, columns: int, bias: bool) -> _Linear:
-        weight = self.checkpoint.weight(f"{name}.weight", (rows, columns))
+        weight = self.matrix(f"{name}.weight", rows, columns)
         return _Linear(weight, self.checkpoint.weight(f"{name}.bias", (rows,)) if bias else None)
+
+    def matrix(self, name: str, rows: int, columns: int) -> Weight:
+        weight = self.checkpoint.weight(name, (rows, columns))
+        return replace(weight, input_squares=self.quant.input_squares.get(name))
 
     def linear(self, x: ir.Value, linear: _Linear) -> ir.Value:
         return self.graph.linear(x, linear.weight, linear.bias, self.quant.linear)

@@ -11,6 +11,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 DECODER_TYPES = ("llama", "mistral", "qwen2")
+TOKEN_TABLE = "language_model.embed_tokens.weight"
+
+
+def head_name(spec: DecoderSpec) -> str:
+    """The weight that makes logits, by its name in a checkpoint."""
+    return TOKEN_TABLE if spec.tie_word_embeddings else "lm_head.weight"
 
 
 def decoder_spec(text: PreTrainedConfig, *, tie_word_embeddings: bool) -> DecoderSpec:

@@ -18,13 +18,13 @@ import onnx_ir as ir
 import torch
 
 from vz_edge.host.checkpoint import Checkpoint
+from vz_edge.host.decoder_spec import TOKEN_TABLE
 from vz_edge.host.graph import GraphBuilder
 from vz_edge.planning.memory import embedding_rows
 from vz_edge.recipe import ModelSpec
 
 TABLE = "embedding.data"
 GRAPH = "embedding.onnx"
-TENSOR = "language_model.embed_tokens.weight"
 CHUNK_BYTES = 16_000_000
 
 
@@ -47,16 +47,16 @@ def write_embedding(
 def write_table(checkpoint: Checkpoint, model: ModelSpec, folder: Path, progress: Callable[[str, int], None]) -> None:
     """Write embedding.data alone, as ``write_embedding`` does."""
     vocab_size, hidden_size = model.decoder.vocab_size, model.decoder.hidden_size
-    weight = checkpoint.weight(TENSOR, (vocab_size, hidden_size))
+    weight = checkpoint.weight(TOKEN_TABLE, (vocab_size, hidden_size))
     step = max(1, CHUNK_BYTES // (2 * hidden_size))
     with (folder / TABLE).open("wb") as file:
         for start in range(0, vocab_size, step):
             table_rows = weight.load(slice(start, start + step)).to(torch.float16)
-            progress(TENSOR, file.write(table_rows.numpy().data))
+            progress(TOKEN_TABLE, file.write(table_rows.numpy().data))
         padding = np.zeros(
             (embedding_rows(model) - vocab_size, hidden_size), np.float16
         )  # so that the image token has a row
-        progress(TENSOR, file.write(padding.data))
+        progress(TOKEN_TABLE, file.write(padding.data))
 
 
 def _graph(rows: int, hidden_size: int, image_token_id: int, precision: ir.DataType) -> GraphBuilder:

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 import onnx_ir as ir
+import torch
+from tokenizers import Tokenizer
 
 from vz_edge import __version__
 from vz_edge.backends.transformers_backend import require_kernel, require_packages
@@ -33,6 +35,7 @@ from vz_edge.bundle import (
     write_manifest,
 )
 from vz_edge.errors import BudgetError, DiskSpaceError, ExportError
+from vz_edge.host.calibration import calibration_bytes, calibration_embeds, input_squares
 from vz_edge.host.checkpoint import Checkpoint
 from vz_edge.host.decoder_graph import DecoderQuant, build_decoder
 from vz_edge.host.embedding_graph import write_embedding, write_table
@@ -40,6 +43,7 @@ from vz_edge.host.families import spec_from_config
 from vz_edge.host.genai_config import genai_config
 from vz_edge.host.graph import GraphBuilder
 from vz_edge.host.parity import check_parity
+from vz_edge.host.parity_picture import Look, look
 from vz_edge.host.quant import quant_config
 from vz_edge.host.source import Source, check_recipe, matching_recipe, resolve, resolve_tower
 from vz_edge.host.text_files import stop_spec, write_chat_template, write_preprocessing, write_tokenizer
@@ -71,7 +75,7 @@ class ExportRequest:
     lm_head_bits: Literal[4, 8, 16] | None = None
     vision_bits: Literal[8, 16] | None = None
     block_size: int | None = None
-    quantizer: Literal["rtn", "hqq"] | None = None
+    quantizer: Literal["rtn", "hqq", "weighted"] | None = None
     image_mode: Literal["stock", "pad"] | None = None
     force: bool = False
 
@@ -208,26 +212,40 @@ def write_bundle(plan: ExportPlan, progress: Progress) -> Manifest:
             stop=stop,
             predicted=plan.predicted,
         )
+        progress.start("reference picture", 0)
+        expected = look(checkpoint, model, image, plan.budgets)
         vision_quant = quant_config(plan.weights.vision_bits, plan.weights)
         vision = build_vision(checkpoint, model, plan.budgets, PRECISION[plan.target], vision_quant)
         _save("vision", vision, staging, progress)
-        (_write_bitsandbytes if plan.format == "bnb" else _write_onnx)(plan, stop, staging, progress)
+        if plan.format == "bnb":
+            _write_bitsandbytes(plan, stop, staging, progress)
+        else:
+            _write_onnx(plan, expected, stop, staging, progress)
         progress.start("parity with torch", 0)
-        manifest = dataclasses.replace(manifest, parity=check_parity(staging, manifest, checkpoint))
+        manifest = dataclasses.replace(manifest, parity=check_parity(staging, manifest, checkpoint, expected))
         progress.start("hashes", sum(path.stat().st_size for path in staging.rglob("*") if path.is_file()))
         return write_manifest(staging, manifest, progress.advance)
 
 
-def _write_onnx(plan: ExportPlan, stop: StopSpec, staging: Path, progress: Progress) -> None:
+def _write_onnx(plan: ExportPlan, seen: Look, stop: StopSpec, staging: Path, progress: Progress) -> None:
     """Token table and decoder as graphs, and what ONNX Runtime GenAI needs beside them."""
     checkpoint, model, precision = plan.checkpoint, plan.model, PRECISION[plan.target]
     progress.start("embedding", plan.predicted["embedding_bytes"])
     write_embedding(checkpoint, model, precision, staging, progress.advance)
     linear, lm_head = (quant_config(bits, plan.weights) for bits in (plan.weights.bits, plan.weights.lm_head_bits))
-    decoder = build_decoder(checkpoint, model.decoder, precision, DecoderQuant(linear=linear, lm_head=lm_head))
+    squares = _calibrate(plan, seen, staging, progress) if plan.weights.quantizer == "weighted" else {}
+    decoder = build_decoder(checkpoint, model.decoder, precision, DecoderQuant(linear, lm_head, squares))
     _save("decoder", decoder, staging, progress)
     config = genai_config(model, stop.token_ids, plan.target)
     (staging / "genai_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _calibrate(plan: ExportPlan, seen: Look, staging: Path, progress: Progress) -> dict[str, torch.Tensor]:
+    """What the decoder's layers are multiplied with, for the quantiser that asks."""
+    progress.start("calibration", calibration_bytes(plan.model.decoder))
+    tokenizer = Tokenizer.from_file(str(staging / "tokenizer.json"))
+    embeds = calibration_embeds(plan.checkpoint, tokenizer, seen.patches)
+    return input_squares(plan.checkpoint, plan.model, embeds, progress.advance)
 
 
 def _write_bitsandbytes(plan: ExportPlan, stop: StopSpec, staging: Path, progress: Progress) -> None:

@@ -52,13 +52,18 @@ class HeadPadding:
         places = self._places(weight.shape[1])
         columns = weight.shape[1] // self.size * self.stored
 
-        def load(rows: slice = ALL_ROWS) -> torch.Tensor:
-            values = weight.load(rows)
-            padded = torch.zeros((len(values), columns), dtype=values.dtype)
-            padded[:, places] = values
+        def spread(values: torch.Tensor) -> torch.Tensor:
+            padded = torch.zeros((*values.shape[:-1], columns), dtype=values.dtype)
+            padded[..., places] = values
             return padded
 
-        return Weight(weight.name, (weight.shape[0], columns), load)
+        squares = weight.input_squares
+        return Weight(
+            weight.name,
+            (weight.shape[0], columns),
+            lambda rows=ALL_ROWS: spread(weight.load(rows)),
+            None if squares is None else spread(squares),
+        )
 
     def table(self, table: np.ndarray) -> np.ndarray:
         """A rotary table [context, size / 2] as [context, stored / 2]."""

@@ -12,21 +12,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 
 from vz_edge.backends.transformers_backend import load_language_model
-from vz_edge.budget import TokenBudget
 from vz_edge.bundle import LANGUAGE_MODEL, Manifest
-from vz_edge.device.image import Tiles, make_tiles, vanilla_token_order
-from vz_edge.device.verify import PARITY_PROMPT, feature_sample, kept_agreement, parity_picture
+from vz_edge.device.image import Tiles, vanilla_token_order
+from vz_edge.device.verify import PARITY_PROMPT, feature_sample, kept_agreement
 from vz_edge.errors import ExportError
 from vz_edge.host import reference
 from vz_edge.host.checkpoint import Checkpoint
-from vz_edge.host.families import arrange_tokens
+from vz_edge.host.decoder_spec import head_name
 from vz_edge.host.head_padding import HeadPadding
+from vz_edge.host.parity_picture import Features, Look
 from vz_edge.host.segments import run_in_segments
-from vz_edge.host.select.visionzip import select
 from vz_edge.planning.memory import decoder_linear_shapes
-from vz_edge.recipe import ModelSpec
 
 WHOLE_DECODER_ELEMENTS = 200_000_000  # up to here the whole decoder is compared, beyond it the first layers
 FIRST_LAYERS = 2
@@ -38,61 +37,30 @@ LARGEST_VISION_ERROR = {8: 0.5, 16: 0.02}
 LARGEST_DECODER_ERROR = {4: 0.8, 8: 0.2, 16: 0.02}
 
 
-def check_parity(folder: Path, manifest: Manifest, checkpoint: Checkpoint) -> dict[str, Any]:
-    """Compare, and return what goes into the manifest (docs/bundle.md). Raises ExportError if they disagree."""
-    model = manifest.model
-    tiles = make_tiles(parity_picture(), model, manifest.image)
-    layers = model.tower.layers_before(model.feature_layer)
-    tower = reference.tower_states(checkpoint, model.tower, layers, torch.from_numpy(tiles.pixel_values))
-    expected = [
-        _torch_features(checkpoint, model, tiles, tower, budget) for budget in manifest.budgets or (manifest.budget,)
-    ]
+def check_parity(folder: Path, manifest: Manifest, checkpoint: Checkpoint, expected: Look) -> dict[str, Any]:
+    """Compare with what torch saw, and return what goes into the manifest (docs/bundle.md).
+
+    Raises ExportError if they disagree.
+    """
     vision, *others = (
-        _compare_vision(folder, manifest, tiles, index, *features) for index, features in enumerate(expected)
+        _compare_vision(folder, manifest, expected.tiles, index, features)
+        for index, features in enumerate(expected.by_budget)
     )
     compared = ("tokens", "max_error", "kept_agreement")
     return {
         "vision": vision,
         "more_budgets": [{name: record[name] for name in compared} for record in others],
-        "decoder": _compare_decoder(folder, manifest, checkpoint, expected[0][0]),
+        "decoder": _compare_decoder(folder, manifest, checkpoint, expected.by_budget[0].tokens),
     }
 
 
-def _torch_features(
-    checkpoint: Checkpoint,
-    model: ModelSpec,
-    tiles: Tiles,
-    tower: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-    budget: TokenBudget | None,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    hidden, scores, keys = tower
-    if budget is None:
-        features = reference.project(checkpoint, hidden[:, 1:]).flatten(0, 1)
-        if tiles.grid is None:
-            return features, None
-        rows = torch.cat([features, checkpoint.load("image_newline").float()[None]])
-        order = vanilla_token_order(tiles.original_size, tiles.grid, model.tower.patches_per_side)
-        return rows[torch.from_numpy(order)], None
-    selection = select(hidden, scores, keys, budget)
-    tokens = torch.cat([selection.dominant, selection.contextual], dim=1)
-    ordered = arrange_tokens(model, tokens, selection.kept, None if tiles.grid is None else tiles.grid[0])
-    return reference.project(checkpoint, ordered), selection.kept
-
-
-def _compare_vision(
-    folder: Path,
-    manifest: Manifest,
-    tiles: Tiles,
-    index: int,
-    expected: torch.Tensor,
-    expected_kept: torch.Tensor | None,
-) -> dict[str, Any]:
+def _compare_vision(folder: Path, manifest: Manifest, tiles: Tiles, index: int, expected: Features) -> dict[str, Any]:
     """Compare the vision graph with its budget of number ``index``."""
     feeds: dict[str, np.ndarray] = {"pixel_values": tiles.pixel_values}
     if manifest.more_budgets:
         feeds["budget"] = np.array([index])
     outputs = ["image_features"]
-    if expected_kept is not None:
+    if expected.kept is not None:
         outputs.append("kept")
     if tiles.grid is not None and manifest.budget is not None:
         feeds["grid_width"] = np.array([tiles.grid[0]], dtype=np.int64)
@@ -101,8 +69,8 @@ def _compare_vision(
             tiles.original_size, tiles.grid, manifest.model.tower.patches_per_side
         )
     features, *kept = run_in_segments(folder / "vision.onnx", feeds, outputs)
-    reference_features = expected.numpy()
-    agreement = None if expected_kept is None else kept_agreement(kept[0], expected_kept.numpy())
+    reference_features = expected.tokens.numpy()
+    agreement = None if expected.kept is None else kept_agreement(kept[0], expected.kept.numpy())
     error = float(np.abs(features.astype(np.float32) - reference_features).max() / np.abs(reference_features).max())
     if features.shape != reference_features.shape or not np.isfinite(error):
         raise ExportError(
@@ -131,17 +99,15 @@ def _compare_decoder(
     folder: Path, manifest: Manifest, checkpoint: Checkpoint, features: torch.Tensor
 ) -> dict[str, Any]:
     model = manifest.model
-    embeds = torch.cat([features[:MOST_IMAGE_TOKENS], _prompt_embeds(folder, checkpoint)])[None]
+    prompt = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(PARITY_PROMPT).ids
+    embeds = torch.cat([features[:MOST_IMAGE_TOKENS], reference.token_embeds(checkpoint, prompt)])[None]
     elements = sum(outputs * inputs for outputs, inputs in decoder_linear_shapes(model.decoder))
     whole = elements <= WHOLE_DECODER_ELEMENTS
     layers = model.decoder.layers if whole else min(FIRST_LAYERS, model.decoder.layers)
     expected = reference.decoder_states(checkpoint, model, embeds, layers)
     complete = layers == model.decoder.layers
     if complete:
-        head = checkpoint.load(
-            "language_model.embed_tokens.weight" if model.decoder.tie_word_embeddings else "lm_head.weight"
-        )
-        expected = expected[:, -1:] @ head.float().T
+        expected = expected[:, -1:] @ checkpoint.load(head_name(model.decoder)).float().T
     run = _transformers_states if manifest.format == "bnb" else _graph_states
     found = run(folder, manifest, embeds, layers, complete)
     error = float(np.linalg.norm(found.astype(np.float32) - expected.numpy()) / np.linalg.norm(expected.numpy()))
@@ -185,11 +151,3 @@ def _decoder_feeds(manifest: Manifest, embeds: np.ndarray) -> dict[str, np.ndarr
     past = {f"past_key_values.{i}.{part}": empty for i in range(decoder.layers) for part in ("key", "value")}
     mask = np.ones((1, embeds.shape[1]), dtype=np.int64)
     return {"inputs_embeds": embeds.astype(dtype), "attention_mask": mask, **past}
-
-
-def _prompt_embeds(folder: Path, checkpoint: Checkpoint) -> torch.Tensor:
-    from tokenizers import Tokenizer
-
-    ids = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(PARITY_PROMPT).ids
-    rows = [checkpoint.load("language_model.embed_tokens.weight", slice(token, token + 1)) for token in ids]
-    return torch.cat(rows).float()

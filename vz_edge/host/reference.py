@@ -1,18 +1,19 @@
-"""The torch side of the parity check: transformers' own layers, one layer of weights in memory at a time.
+"""What the checkpoint itself computes: transformers' own layers, one layer of weights in memory at a time.
 
-A 13B model does not fit the memory an export may use, so a single transformers layer is made and takes the
-weights of each layer in turn. What it computes is what transformers computes.
+The parity check compares with it, and calibration looks at what its layers read. A 13B model does not fit the memory an
+export may use, so a single transformers layer is made and takes the weights of each layer in turn.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from vz_edge.host.checkpoint import Checkpoint
-from vz_edge.host.decoder_spec import decoder_config
+from vz_edge.host.decoder_spec import TOKEN_TABLE, decoder_config
 from vz_edge.host.select.visionzip import cls_scores, mean_keys
 from vz_edge.recipe import DecoderSpec, ModelSpec, TowerSpec
 
@@ -69,14 +70,29 @@ def project(checkpoint: Checkpoint, features: torch.Tensor) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def decoder_states(checkpoint: Checkpoint, model: ModelSpec, embeds: torch.Tensor, layers: int) -> torch.Tensor:
+def decoder_states(
+    checkpoint: Checkpoint,
+    model: ModelSpec,
+    embeds: torch.Tensor,
+    layers: int,
+    watch: Callable[[str, nn.Linear, torch.Tensor], None] = lambda *_: None,
+) -> torch.Tensor:
     """Run the first ``layers`` decoder layers in float32 on ``embeds`` [1, n, hidden]; returns the residual stream.
 
-    If these are all the layers, the final norm is applied.
+    If these are all the layers, the final norm is applied. ``watch`` is called once for each linear layer, with its
+    name in the checkpoint, the layer and what it reads, [1, n, in].
+
+    Raises MissingTensorError and TensorShapeError.
     """
     decoder = one_layer_decoder(model.decoder)
     captured: dict[str, torch.Tensor] = {}
     decoder.layers[0].register_forward_hook(lambda _module, _args, output: captured.update(residual=_first(output)))
+    index = 0
+    for name, module in decoder.layers[0].named_modules():
+        if isinstance(module, nn.Linear):
+            module.register_forward_pre_hook(
+                lambda linear, args, name=name: watch(f"language_model.layers.{index}.{name}", linear, args[0])
+            )
     _load(decoder.norm, checkpoint, "language_model.norm.")
     normed = embeds
     for index in range(layers):
@@ -84,6 +100,12 @@ def decoder_states(checkpoint: Checkpoint, model: ModelSpec, embeds: torch.Tenso
         normed = decoder(inputs_embeds=embeds, use_cache=False).last_hidden_state
         embeds = captured["residual"]
     return normed if layers == model.decoder.layers else embeds
+
+
+def token_embeds(checkpoint: Checkpoint, ids: Sequence[int]) -> torch.Tensor:
+    """Rows [n, hidden] of the token table in float32."""
+    rows = [checkpoint.load(TOKEN_TABLE, slice(token, token + 1)) for token in ids]
+    return torch.cat(rows).float()
 
 
 def one_layer_decoder(spec: DecoderSpec) -> Any:
@@ -97,7 +119,7 @@ def one_layer_decoder(spec: DecoderSpec) -> Any:
 def _load(module: nn.Module, checkpoint: Checkpoint, prefix: str) -> None:
     with torch.no_grad():
         for name, parameter in module.named_parameters():
-            parameter.copy_(checkpoint.load(prefix + name))
+            parameter.copy_(checkpoint.weight(prefix + name, tuple(parameter.shape)).load())
 
 
 def _first(output: Any) -> torch.Tensor:

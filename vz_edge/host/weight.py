@@ -20,15 +20,20 @@ class Loader(Protocol):
 
 @dataclass(frozen=True)
 class Weight:
-    """A tensor of a checkpoint."""
+    """A tensor of a checkpoint.
+
+    ``input_squares`` [in], float32: of a linear layer's weight [out, in], the mean squares of what it is multiplied
+    with, where they are known (``vz_edge.host.calibration``).
+    """
 
     name: str
     shape: tuple[int, ...]
     load: Loader
+    input_squares: torch.Tensor | None = None
 
 
 def stacked(name: str, weights: Sequence[Weight]) -> Weight:
-    """Weights that differ only in their number of rows, as one: the first one's rows, then the second one's..."""
+    """Weights that read the same and differ only in their number of rows, as one: the first one's rows, then..."""
     rows_in_all = sum(weight.shape[0] for weight in weights)
 
     def load(rows: slice = ALL_ROWS) -> torch.Tensor:
@@ -41,4 +46,4 @@ def stacked(name: str, weights: Sequence[Weight]) -> Weight:
             first = last
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
-    return Weight(name, (rows_in_all, *weights[0].shape[1:]), load)
+    return Weight(name, (rows_in_all, *weights[0].shape[1:]), load, weights[0].input_squares)

@@ -1,25 +1,26 @@
 """Block quantisation of linear layers to 4 or 8 bits, one weight at a time, while a file is written.
 
-Two quantisers with one contract, ``quantize(blocks, bits) -> (values, scales, zero points)``: round to nearest
-(``rtn``) and half-quadratic (``hqq``). Both need the weight alone: no calibration data.
+Quantisers give values, scales and zero points of blocks: round to nearest (``rtn``) and half-quadratic (``hqq``) from
+the weight alone, ``weighted`` with regard to what the layer is multiplied with, where that is known (else ``rtn``).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import ModuleType
+from functools import partial
 from typing import Literal
 
 import onnx_ir as ir
 import torch
 
 from vz_edge.bundle import WeightSpec
-from vz_edge.host.quant import hqq, rtn
+from vz_edge.host.quant import hqq, rtn, weighted
 from vz_edge.host.quant.chunks import CHUNK_VALUES, in_threads
 from vz_edge.host.quant.pack import pack, pack_zero_points
 from vz_edge.host.weight import Weight
 
-METHODS: dict[str, ModuleType] = {"rtn": rtn, "hqq": hqq}
+BlockGrids = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # values and, for each block, scale and zero point
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class QuantConfig:
 
     bits: Literal[4, 8]
     block_size: int = 128
-    method: Literal["rtn", "hqq"] = "rtn"
+    method: Literal["rtn", "hqq", "weighted"] = "rtn"
     accuracy_level: int = 4
 
 
@@ -54,17 +55,35 @@ def quantize(weight: Weight, quant: QuantConfig) -> Quantized:
     scales = torch.empty((rows, blocks))
     zero_points = torch.empty((rows, -(-blocks * quant.bits // 8)), dtype=torch.uint8)
     step = max(1, CHUNK_VALUES // columns)
+    quantize_blocks = _quantizer(weight, quant)
 
     def quantize_rows(start: int) -> None:
         chunk = slice(start, min(start + step, rows))
-        values = torch.zeros((chunk.stop - start, blocks * quant.block_size))
-        values[:, :columns] = weight.load(chunk)
-        q, scales[chunk], zeros = METHODS[quant.method].quantize(values.view(-1, blocks, quant.block_size), quant.bits)
+        q, scales[chunk], zeros = quantize_blocks(_in_blocks(weight.load(chunk), quant.block_size))
         packed[chunk] = pack(q, quant.bits)
         zero_points[chunk] = pack_zero_points(zeros, quant.bits)
 
     in_threads(quantize_rows, range(0, rows, step))
     return Quantized(packed, scales, zero_points)
+
+
+def _quantizer(weight: Weight, quant: QuantConfig) -> Callable[[torch.Tensor], BlockGrids]:
+    """What quantises blocks [rows, blocks, block_size] of this weight, which are overwritten."""
+    if quant.method == "hqq":
+        return partial(hqq.quantize, bits=quant.bits)
+    if quant.method == "weighted" and weight.input_squares is not None:
+        importance = _in_blocks(weight.input_squares[None], quant.block_size)
+        return partial(weighted.quantize, bits=quant.bits, importance=importance)
+    return partial(rtn.quantize, bits=quant.bits)
+
+
+def _in_blocks(values: torch.Tensor, block_size: int) -> torch.Tensor:
+    """A float32 copy of ``values`` [rows, columns] as [rows, blocks, block_size], the last block padded with zeros."""
+    rows, columns = values.shape
+    blocks = -(-columns // block_size)
+    padded = torch.zeros((rows, blocks * block_size))
+    padded[:, :columns] = values
+    return padded.view(rows, blocks, block_size)
 
 
 def quantized_tensors(
