@@ -21,6 +21,7 @@ class Outer:
     size: int | None = None
     table: dict[str, Inner] | None = None
     free: Any = None
+    bits: Literal[1, 4] = 4
 
 
 GOOD = {"name": "x", "kind": "a", "inner": {"count": 2}}
@@ -41,6 +42,8 @@ def test_loads_nested_data_and_defaults() -> None:
         ({"inner": {"count": "2"}}, "inner.count: expected int, got '2'"),
         ({"inner": {"count": True}}, "inner.count: expected int, got True"),
         ({"kind": "c"}, "kind: expected one of 'a', 'b'"),
+        ({"bits": 4.0}, "bits: expected one of 1, 4, got 4.0"),
+        ({"bits": True}, "bits: expected one of 1, 4, got True"),
         ({"pairs": [[1, 2, 3]]}, "pairs[0]: expected 2 items, got 3"),
         ({"pairs": "ab"}, "pairs: expected a list"),
         ({"size": "big"}, "size: expected int"),

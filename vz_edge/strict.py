@@ -48,7 +48,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         return _convert_union(args, value, path)
     if origin is typing.Literal:
-        if value not in args:
+        if not any(value == arg and type(value) is type(arg) for arg in args):  # 4.0 and True equal 4 and 1
             raise SchemaError(f"{path}: expected one of {', '.join(map(repr, args))}, got {value!r}")
         return value
     if origin is tuple:

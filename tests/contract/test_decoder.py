@@ -1,4 +1,7 @@
-"""What every decoder keeps: ONNX Runtime's, transformers' (plain, NF4, LLM.int8()) and the fake one."""
+"""What every decoder keeps: ONNX Runtime's, transformers' (plain, NF4, LLM.int8()) and the fake one.
+
+``graph`` is ONNX Runtime's with the steps and the memory of a CUDA graph, on the CPU.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnxruntime import OrtValue
 
 from tests.device import standin
+from vz_edge.device.cuda_graph import GraphDecoder
 from vz_edge.device.decoder import Decoder
 from vz_edge.device.fake_decoder import FakeDecoder
-from vz_edge.device.onnx_decoder import OnnxDecoder
+from vz_edge.device.onnx_decoder import OnnxDecoder, open_decoder_session
 from vz_edge.errors import ContextLengthError
 
 CAPACITY = 24
@@ -36,10 +41,20 @@ class Kept:
         return self.decoder.start(len(embeds)).append(embeds)
 
 
+class GraphDecoderOfADevice(GraphDecoder):
+    """Allocates as on CUDA: all tensors are the runtime's, with anything in them; here they are in the CPU's memory."""
+
+    device = property(lambda self: "cuda", lambda self, found: None)  # type: ignore[assignment]
+
+    def allocate(self, shape: tuple[int, ...], dtype: np.dtype) -> OrtValue:
+        return OrtValue.ortvalue_from_numpy(np.full(shape, np.nan if dtype.kind == "f" else -1, dtype))
+
+
 @pytest.fixture(
     scope="module",
     params=[
         "onnx",
+        "graph",
         "fake",
         "transformers",
         pytest.param("nf4", marks=NEEDS_BITSANDBYTES),
@@ -53,6 +68,10 @@ def kept(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     if request.param == "onnx":
         standin.write_bundle(folder)
         return Kept(OnnxDecoder.open(folder, ["CPUExecutionProvider"], threads=1), 1e-5)
+    if request.param == "graph":
+        standin.write_bundle(folder)
+        session = open_decoder_session(folder, ["CPUExecutionProvider"], threads=1)
+        return Kept(GraphDecoderOfADevice(session, CAPACITY + 8), 1e-5)
     from vz_edge.backends.transformers_decoder import TransformersDecoder
 
     if request.param == "transformers":

@@ -230,6 +230,7 @@ def test_what_does_not_fit_the_context_is_refused_with_what_would(bundle: Path) 
         ({"max_new_tokens": 0}, RequestError),
         ({"temperature": -1}, RequestError),
         ({"stop": [""]}, RequestError),
+        ({"stop": [np.int64(2)]}, RequestError),
         ({"deadline_sec": 0}, RequestError),
         ({"deadline_sec": float("nan")}, RequestError),
         ({"image": "absent.jpg"}, ImageError),

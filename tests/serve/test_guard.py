@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
+from starlette.types import Receive, Scope, Send
 
 from vz_edge.errors import ServeError
+from vz_edge.metrics import Metrics
 from vz_edge.serve.app import create_app
 from vz_edge.serve.engine import Engine
+from vz_edge.serve.guard import Guard
 from vz_edge.serve.settings import TOKEN_VARIABLE, Settings, check_exposure, read_token
 
 TOKEN = "0123456789abcdef"
@@ -84,6 +87,19 @@ def test_no_page_of_another_site_is_let_in(engine: Engine) -> None:
     preflight = client.options("/v1/chat/completions", headers=headers)
     assert preflight.status_code == 405
     assert not any(name.startswith("access-control") for name in preflight.headers)
+
+
+@pytest.mark.parametrize(("begun", "status"), [(True, "200"), (False, "500")])
+def test_a_response_that_breaks_off_is_counted_once(begun: bool, status: str) -> None:
+    async def broken(scope: Scope, receive: Receive, send: Send) -> None:
+        if begun:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise RuntimeError("gone")
+
+    metrics = Metrics()
+    client = TestClient(Guard(broken, None, metrics), "http://localhost", raise_server_exceptions=False)
+    client.get("/")
+    assert metrics.as_dict() == {f'vz_edge_serve_responses_total{{status="{status}"}}': 1}
 
 
 def test_tokens_come_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from rosbags.rosbag2 import Writer
 from rosbags.typesys import Stores, get_typestore
 
 from tests.serve import ros_standin
-from tests.serve.ros_standin import FAILURE, SUCCESS, CompressedImage, Image, LifecycleNode, Parameter, String
+from tests.serve.ros_standin import ERROR, FAILURE, SUCCESS, CompressedImage, Image, LifecycleNode, Parameter, String
 from tests.watch.camera import PATIENCE_SEC, picture
 from vz_edge.device.model import EdgeModel
 from vz_edge.errors import DependencyError
@@ -190,6 +190,22 @@ def test_what_cannot_be_watched_leaves_it_inactive(make: Make, parameters: dict[
     assert found in node.get_logger().errors[0]
 
 
+def test_an_activation_that_breaks_off_leaves_nothing_behind(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = make()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("no such service")
+
+    assert node.transition("configure") is SUCCESS
+    with monkeypatch.context() as patch:
+        patch.setattr(node, "create_service", refuse)
+        assert node.transition("activate") is ERROR and node.state == "unconfigured" and not node.entities
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("vz-edge-watch")]
+    node.send("image", raw(picture(0)))
+    started(node).send("image", raw(picture(0)))
+    published(node, 1)
+
+
 def fail_to_publish(node: LifecycleNode, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """From now on publishing fails; the event says that it did."""
     failed = threading.Event()
@@ -243,10 +259,16 @@ def test_a_recorded_bag_is_replayed_into_the_node(make: Make, model: EdgeModel, 
     assert [result.stamp_sec for result in watched] == [0.25, 1.25, 2.25]
 
 
-def test_without_ros_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ros_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "rclpy", None)
     with pytest.raises(DependencyError, match=r"setup\.bash"):
         ros2.node_class()
+    with pytest.raises(SystemExit) as ended:
+        ros2.main()
+    printed = capsys.readouterr().err
+    assert (
+        ended.value.code == 2 and printed.startswith("vz-edge: this Python has no ROS 2") and printed.count("\n") == 1
+    )
 
 
 def test_the_nodes_import_no_heavy_package() -> None:

@@ -96,6 +96,7 @@ def test_a_look_is_what_the_model_sees(engine: Engine, model: EdgeModel) -> None
         ({"picture": "data:image/png;base64,AAAA"}, (400, "invalid_image", "messages")),
         ({"picture": "data:image/png;base64,?"}, (400, "invalid_base64", "picture")),
         ({"picture": str(SCENE)}, (400, "invalid_image_url", "picture")),
+        ({"picture": "http:image/png;base64,AAAA"}, (400, "invalid_image_url", "picture")),
         ({"picture": data_url(file_of(picture(1, (400, 300))))}, (413, "image_too_large", "messages")),
     ],
 )

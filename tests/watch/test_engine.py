@@ -214,6 +214,14 @@ def test_data_that_the_deadline_cut_is_an_error_and_missed(model: EdgeModel, cos
     assert result.deadline_missed and result.replies == (None,)
 
 
+def test_an_error_of_one_question_hides_no_missed_deadline_of_another(model: EdgeModel, costs: Costs) -> None:
+    long = ("What is this? " * 8, {"max_new_tokens": 60})
+    hasty = ("Why?", {"max_new_tokens": COUNT, "deadline_sec": STEP_SEC / 2})
+    result = answer(engine(model, costs, questions=[long, hasty], max_context=150), costs, picture(0))
+    assert isinstance(result.error, ContextLengthError)
+    assert result.replies[1].finish_reason == "deadline" and result.deadline_missed
+
+
 def test_a_cancelled_frame_ends_with_the_next_piece_of_text(model: EdgeModel, costs: Costs) -> None:
     closed = []
     questions = [("What is this?", {"max_new_tokens": 40}), ("Who is there?", {"max_new_tokens": 40})]

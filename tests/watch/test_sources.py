@@ -46,6 +46,7 @@ class TestOpenSource:
             (0, VideoSource, "live"),
             ("rtsp://camera/1", VideoSource, "live"),
             ("v4l2src ! appsink", VideoSource, "live"),
+            ("v4l2src ! " + 40 * "queue ! " + "appsink", VideoSource, "live"),  # longer than a file's name may be
             ("/dev/null", VideoSource, "live"),
             (tmp_path / "a.mp4", VideoSource, "recorded"),
             (tmp_path, FolderSource, "recorded"),
@@ -77,6 +78,7 @@ class TestFolder:
             Image.fromarray(picture(ord(name[0]))).save(tmp_path / name)
         (tmp_path / "notes.txt").write_text("no picture")
         (tmp_path / "broken.jpg").write_bytes(b"no picture either")
+        (tmp_path / "folder.png").mkdir()
         results = list(model.watch(tmp_path, "Why?"))
         assert [result.frame_id for result in results] == ["a.PNG", "b.png", "broken.jpg", "c.bmp"]
         assert [isinstance(result.error, ImageError) for result in results] == [False, False, True, False]

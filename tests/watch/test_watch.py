@@ -163,6 +163,23 @@ def test_a_camera_that_stops_is_an_error_and_is_left_behind(model: EdgeModel, mo
     camera.queue(END)
 
 
+def test_time_before_the_first_result_is_no_stall(model: EdgeModel) -> None:
+    sec, asked_for_the_time = 0.0, threading.Event()
+
+    def clock() -> float:
+        asked_for_the_time.set()
+        return sec
+
+    def frames() -> Iterator[np.ndarray]:
+        asked_for_the_time.wait(PATIENCE_SEC)
+        yield picture(0)
+
+    watch = Watch(model, IteratorSource(frames()), QUESTIONS, stalled_after=10.0, clock=clock)
+    sec = 60.0
+    asked_for_the_time.clear()
+    assert [result.frame_id for result in watch] == [0]
+
+
 def test_a_lost_device_ends_the_watch(model: EdgeModel) -> None:
     broken, decoder = hooked(model)
 

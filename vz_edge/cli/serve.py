@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
-if TYPE_CHECKING:
-    from vz_edge.serve.settings import Settings
+from vz_edge.serve.settings import RemoteLimits, Settings, check_exposure, read_token
 
 STOP_SEC = 5.0
 
@@ -24,10 +23,16 @@ def command(
     token_file: Annotated[
         Path | None, typer.Option(help="A file with the token that clients must send; else VZ_EDGE_TOKEN, else none.")
     ] = None,
-    queue_length: Annotated[int, typer.Option(help="Requests that wait while one is answered; more get a 429.")] = 8,
-    deadline_sec: Annotated[float, typer.Option(help="From a request to its answer's end, the wait included.")] = 300.0,
-    max_body_bytes: Annotated[int, typer.Option(help="The largest request, its pictures in base64.")] = 16 * 2**20,
-    max_pixels: Annotated[int, typer.Option(help="Of all pictures of a request, together.")] = 25_000_000,
+    queue_length: Annotated[int, typer.Option(help="Requests that wait while one is answered; more get a 429.")] = (
+        Settings.queue_length
+    ),
+    deadline_sec: Annotated[float, typer.Option(help="From a request to its answer's end, the wait included.")] = (
+        Settings.deadline_sec
+    ),
+    max_body_bytes: Annotated[int, typer.Option(help="The largest request, its pictures in base64.")] = (
+        Settings.max_body_bytes
+    ),
+    max_pixels: Annotated[int, typer.Option(help="Of all pictures of a request, together.")] = Settings.max_pixels,
     allow_remote_images: Annotated[
         bool, typer.Option("--allow-remote-images", help="Fetch pictures from public web addresses, too.")
     ] = False,
@@ -45,7 +50,6 @@ def command(
         from vz_edge.serve.app import create_app
         from vz_edge.serve.engine import Engine
         from vz_edge.serve.server import bind, run, url_of
-        from vz_edge.serve.settings import RemoteLimits, Settings, check_exposure, read_token
     except ImportError as error:
         raise DependencyError(f"serving needs more packages ({error}); pip install 'vz-edge[serve]'") from error
     from vz_edge.device.model import EdgeModel

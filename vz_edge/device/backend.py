@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from vz_edge.bundle import Manifest
+from vz_edge.device.cuda_graph import GraphDecoder
 from vz_edge.device.decoder import Decoder
-from vz_edge.device.onnx_decoder import OnnxDecoder
-from vz_edge.device.runtime import choose_providers
+from vz_edge.device.onnx_decoder import OnnxDecoder, open_decoder_session
+from vz_edge.device.runtime import CUDA, choose_providers
 from vz_edge.device.vision import Vision, VisionEncoder
-from vz_edge.errors import RequestError
+from vz_edge.errors import ProviderError, RequestError
 
 VisionRuntime = Literal["onnx", "torch"]
 
@@ -37,9 +38,14 @@ class Backend(Protocol):
 
 @dataclass(frozen=True)
 class OnnxBackend:
-    """vision.onnx and decoder.onnx on the first of ``providers`` that takes them."""
+    """vision.onnx and decoder.onnx on the first of ``providers`` that takes them.
+
+    A context of up to ``graph_tokens`` tokens decodes by a CUDA graph; 0: none. Vision, whose shapes change with the
+    picture, has none.
+    """
 
     providers: tuple[str, ...]
+    graph_tokens: int = 0
 
     @property
     def provider(self) -> str:
@@ -48,6 +54,9 @@ class OnnxBackend:
 
     def open(self, folder: Path, threads: int | None) -> Decoder:
         """As Backend.open."""
+        if self.graph_tokens:
+            session = open_decoder_session(folder, self.providers, threads, cuda_graph=True)
+            return GraphDecoder(session, self.graph_tokens)
         return OnnxDecoder.open(folder, self.providers, threads)
 
     def open_vision(self, folder: Path, manifest: Manifest, threads: int | None) -> Vision:
@@ -55,11 +64,14 @@ class OnnxBackend:
         return VisionEncoder.open(folder, manifest, self.providers, threads)
 
 
-def choose_backend(folder: Path, manifest: Manifest, providers: Sequence[str] | None, vision: VisionRuntime) -> Backend:
-    """The backend of a bundle; ``providers`` and ``vision`` as in ``EdgeModel.load``.
+def choose_backend(
+    folder: Path, manifest: Manifest, providers: Sequence[str] | None, vision: VisionRuntime, graph_tokens: int = 0
+) -> Backend:
+    """The backend of a bundle; ``providers`` and ``vision`` as in ``EdgeModel.load``, ``graph_tokens`` in OnnxBackend.
 
-    Raises DependencyError where a package is missing, ProviderError where a processor or a kernel is, RequestError
-    where the bundle's vision does not run in ``vision``.
+    Raises DependencyError where a package is missing, ProviderError where a processor or a kernel is or a CUDA graph
+    is wanted of another provider, and RequestError where the bundle's vision does not run in ``vision`` or its
+    language model by a CUDA graph.
     """
     if vision not in ("onnx", "torch"):
         raise RequestError(f"vision {vision!r} is unknown; expected 'onnx' (ONNX Runtime) or 'torch'")
@@ -69,8 +81,19 @@ def choose_backend(folder: Path, manifest: Manifest, providers: Sequence[str] | 
             "(--vision), or export with --format bnb"
         )
     if manifest.format == "bnb":
+        if graph_tokens:
+            raise RequestError(
+                f"{folder} runs its language model in torch, which decodes without a CUDA graph; leave cuda_graph "
+                "out, or export with --format onnx"
+            )
         # torch and transformers are loaded here, and nowhere else on the device side.
         from vz_edge.backends.transformers_backend import TransformersBackend
 
         return TransformersBackend.choose(folder, providers, manifest, vision)
-    return OnnxBackend(tuple(choose_providers(providers, manifest.target)))
+    chosen = tuple(choose_providers(providers, manifest.target))
+    if graph_tokens and chosen[0] != CUDA:
+        raise ProviderError(
+            f"{folder} would run on {chosen[0]}, where there are no CUDA graphs; leave cuda_graph out, or run a bundle "
+            "of --target cuda on CUDA"
+        )
+    return OnnxBackend(chosen, graph_tokens)

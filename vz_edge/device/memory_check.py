@@ -16,7 +16,7 @@ from pathlib import Path
 from vz_edge.bundle import LANGUAGE_MODEL, Manifest
 from vz_edge.device import nvml
 from vz_edge.device.doctor.jetson import l4t_release
-from vz_edge.device.doctor.machine import memory_limit_bytes
+from vz_edge.device.doctor.machine import meminfo_bytes, memory_limit_bytes
 from vz_edge.device.runtime import CPU
 from vz_edge.errors import InsufficientMemoryError
 
@@ -55,11 +55,7 @@ def available_memory_bytes(provider: str, root: Path = Path("/")) -> int | None:
     """
     if provider != CPU and l4t_release(root) is None:
         return nvml.free_bytes()
-    try:
-        lines = (root / "proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    available = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+    available = meminfo_bytes(root).get("MemAvailable")
     limit = memory_limit_bytes(root)
     return available if available is None or limit is None else min(available, limit)
 

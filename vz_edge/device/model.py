@@ -7,36 +7,31 @@ embeddings with the image tokens in their place -> prefill -> one token at a tim
 >>> model.ask("street.jpg", "How many people are crossing?").text
 'Three people are crossing the street.'
 
-A model is safe to share between threads: sessions, tokenizer and table are read-only, and each question has a
-KV cache of its own.
+A model is safe to share between threads, unless it decodes by a CUDA graph: sessions, tokenizer and table are
+read-only, and each question has a KV cache of its own.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from vz_edge.budget import TokenBudget
 from vz_edge.bundle import Manifest, read_manifest
 from vz_edge.device.backend import VisionRuntime, choose_backend
-from vz_edge.device.choices import Choices, choose
-from vz_edge.device.decoder import Context, Decoder
+from vz_edge.device.decoder import Decoder
 from vz_edge.device.embedding import EmbeddingTable
-from vz_edge.device.generate import Limits, generate
 from vz_edge.device.guide import GrammarCompiler
-from vz_edge.device.image import ImageSource, Tiles, token_count
+from vz_edge.device.image import ImageSource
 from vz_edge.device.memory_check import available_memory_bytes, check_memory, memory_need
-from vz_edge.device.options import AskOptions, check_options
-from vz_edge.device.prompt import ChatPrompt, Message, messages_of
+from vz_edge.device.options import AskOptions
+from vz_edge.device.pipeline import CheckedQuestion, Pictures, Pipeline, Prompt, Spent, common_start
+from vz_edge.device.prompt import ChatPrompt
 from vz_edge.device.reply import Reply, Stream
 from vz_edge.device.vision import Vision, VisionResult
-from vz_edge.errors import ContextLengthError, RequestError
+from vz_edge.errors import RequestError
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # a type checker brings it along; nothing needs it at run time
@@ -47,42 +42,6 @@ if TYPE_CHECKING:
     from vz_edge.watch.frame import Color
     from vz_edge.watch.source import AnySource
     from vz_edge.watch.watch import Watch
-
-Picture = ImageSource | VisionResult
-Pictures = Picture | Sequence[Picture] | None
-Prompt = str | Sequence[Message]
-
-
-@dataclass(frozen=True)
-class _Question:
-    """A question that is known to fit: token ids, and pictures that may still have to go through the vision graph."""
-
-    ids: list[int]
-    pictures: list[Tiles | VisionResult]
-    budget: TokenBudget | None  # of pictures that were not encoded
-    image_tokens: int
-    preprocess_sec: float
-    limits: Limits
-    choices: Choices | None
-
-    @property
-    def prompt_tokens(self) -> int:
-        """Tokens of text; each picture's place is one id."""
-        return len(self.ids) - len(self.pictures)
-
-    @property
-    def capacity(self) -> int:
-        """Tokens that the KV cache must hold. The last token of an answer is never read again."""
-        return self.prompt_tokens + self.image_tokens + self.limits.max_new_tokens
-
-
-class _Spent(NamedTuple):
-    """Seconds that went into a question before its own prefill, and tokens that were read before it was asked."""
-
-    preprocess_sec: float = 0.0
-    vision_sec: float = 0.0
-    shared_prefill_sec: float = 0.0
-    cached_tokens: int = 0
 
 
 class EdgeModel:
@@ -120,6 +79,7 @@ class EdgeModel:
         threads: int | None = None,
         max_context: int | None = None,
         vision: VisionRuntime = "onnx",
+        cuda_graph: bool = False,
     ) -> EdgeModel:
         """Load a bundle written by ``vz-edge export``.
 
@@ -128,8 +88,11 @@ class EdgeModel:
         own context, to bound the memory of a question. A bundle with bitsandbytes weights runs its language model
         in torch: on the CPU where ``providers`` begin with it, else on CUDA; torch's threads are the process's. Its
         ``vision`` runs in ONNX Runtime ("onnx") or in torch beside the language model ("torch"); other bundles have
-        ONNX Runtime alone. Raises BundleError, ProviderError, DependencyError, RequestError, and
-        InsufficientMemoryError before anything is loaded where the weights alone do not fit.
+        ONNX Runtime alone. With ``cuda_graph`` tokens are decoded by a CUDA graph (``vz_edge.device.cuda_graph``; on
+        CUDA alone, where it has not been run yet): the KV cache of the whole context is then allocated here, one
+        conversation at a time has the graph, and all questions must come from one thread. Raises BundleError,
+        ProviderError, DependencyError, RequestError, and InsufficientMemoryError before anything is loaded where the
+        weights, and a graph's cache, do not fit.
         """
         started = time.perf_counter()
         for name, value in (("threads", threads), ("max_context", max_context)):
@@ -138,13 +101,15 @@ class EdgeModel:
         bundle = Path(folder)
         manifest = read_manifest(bundle)
         model = manifest.model
-        backend = choose_backend(bundle, manifest, providers, vision)
-        check_memory([memory_need(bundle, manifest, context_tokens=0)], available_memory_bytes(backend.provider))
+        context_length = min(model.decoder.context_length, max_context or model.decoder.context_length)
+        graph_tokens = context_length if cuda_graph else 0
+        backend = choose_backend(bundle, manifest, providers, vision, graph_tokens)
+        need = memory_need(bundle, manifest, context_tokens=graph_tokens)
+        check_memory([need], available_memory_bytes(backend.provider))
         chat = ChatPrompt.load(bundle, model.image_token_id)
         encoder = backend.open_vision(bundle, manifest, threads)
         decoder = backend.open(bundle, threads)
         embedding = EmbeddingTable(bundle / "embedding.data", decoder.hidden_size, decoder.dtype)
-        context_length = min(model.decoder.context_length, max_context or model.decoder.context_length)
         return cls(manifest, encoder, chat, embedding, decoder, context_length, time.perf_counter() - started)
 
     def session(self, system: str | None = None, max_context: int | None = None) -> Session:
@@ -156,7 +121,7 @@ class EdgeModel:
         """
         from vz_edge.device.session import Session
 
-        return Session(self, system, max_context)
+        return Session(self._pipeline, system, max_context)
 
     def watch(
         self,
@@ -204,7 +169,7 @@ class EdgeModel:
 
         ``tokens`` is one of the bundle's budgets, by default its first. Raises ImageError, BudgetError.
         """
-        return self.vision.encode(self.vision.tile(image), self._budget(tokens))
+        return self.vision.encode(self.vision.tile(image), self.manifest.budget_of(tokens))
 
     def ask(
         self, image: Pictures, prompt: Prompt, *, tokens: int | None = None, **options: Unpack[AskOptions]
@@ -232,8 +197,8 @@ class EdgeModel:
 
         What is wrong with the question is raised here; looking and answering begin with the first piece.
         """
-        question = self._questions(image, [prompt], tokens, **options)[0]
-        return Stream(self._start(question))
+        pipeline = self._pipeline
+        return Stream(_start(pipeline, pipeline.questions(image, [prompt], tokens, **options)[0]))
 
     def ask_many(
         self, image: Pictures, prompts: Sequence[Prompt], *, tokens: int | None = None, **options: Unpack[AskOptions]
@@ -243,126 +208,34 @@ class EdgeModel:
         The tokens that all prompts begin with stay in the KV cache. The time they took, the picture's too, is in
         the first reply.
         """
-        questions = self._questions(image, prompts, tokens, **options)
+        pipeline = self._pipeline
+        questions = pipeline.questions(image, prompts, tokens, **options)
         if not questions:
             return []
-        results, vision_sec = self._look(questions[0])
+        results, vision_sec = pipeline.look(questions[0])
         context = self.decoder.start(max(question.capacity for question in questions))
-        shared = _common_start([question.ids[:-1] for question in questions])
+        shared = common_start([question.ids[:-1] for question in questions])
         started = time.perf_counter()
         if shared:
-            context.append(self._embed(shared, results))
+            context.append(pipeline.embed(shared, results))
         shared_length = context.length
-        spent = _Spent(questions[0].preprocess_sec, vision_sec, time.perf_counter() - started)
+        spent = Spent(questions[0].preprocess_sec, vision_sec, time.perf_counter() - started)
         replies = []
         for question in questions:
             context.rewind(shared_length)
-            replies.append(Stream(self._answer(context, question, len(shared), results, spent)).reply)
-            spent = _Spent(cached_tokens=shared_length)
+            replies.append(Stream(pipeline.answer(context, question, len(shared), results, spent)).reply)
+            spent = Spent(cached_tokens=shared_length)
         return replies
 
-    def _start(self, question: _Question) -> Generator[str, None, Reply]:
-        results, vision_sec = self._look(question)
-        context = self.decoder.start(question.capacity)
-        return (yield from self._answer(context, question, 0, results, _Spent(question.preprocess_sec, vision_sec)))
-
-    def _answer(
-        self, context: Context, question: _Question, read: int, results: list[VisionResult], spent: _Spent
-    ) -> Generator[str, None, Reply]:
-        """Answer in a context that has read the first ``read`` ids of the question."""
-        pictures_read = question.ids[:read].count(self.chat.image_token_id)
-        embeds = self._embed(question.ids[read:], results[pictures_read:])
-        if question.choices:
-            answer = yield from choose(context, embeds, self.embedding, question.choices, question.limits)
-        else:
-            answer = yield from generate(context, embeds, self.embedding, self.chat.tokenizer, question.limits)
-        return Reply(
-            text=answer.text,
-            finish_reason=answer.finish_reason,
-            token_ids=answer.token_ids,
-            prompt_tokens=question.prompt_tokens,
-            image_tokens=question.image_tokens,
-            cached_tokens=spent.cached_tokens,
-            preprocess_sec=spent.preprocess_sec,
-            vision_sec=spent.vision_sec,
-            prefill_sec=spent.shared_prefill_sec + answer.prefill_sec,
-            decode_sec=answer.decode_sec,
-            value=answer.value,
-            logprobs=answer.logprobs,
-            probabilities=answer.probabilities,
-        )
-
-    def _look(self, question: _Question) -> tuple[list[VisionResult], float]:
-        """What each of its pictures shows, and the seconds that it took to look at those which were not encoded."""
-        started = time.perf_counter()
-        results = [
-            self.vision.encode(picture, question.budget) if isinstance(picture, Tiles) else picture
-            for picture in question.pictures
-        ]
-        return results, time.perf_counter() - started
-
-    def _embed(self, ids: list[int], results: list[VisionResult]) -> np.ndarray:
-        count = ids.count(self.chat.image_token_id)
-        features = [result.features for result in results[:count]]
-        return self.embedding.place(ids, self.chat.image_token_id, features)
-
-    def _questions(
-        self, image: Pictures, prompts: Sequence[Prompt], tokens: int | None = None, **options: Unpack[AskOptions]
-    ) -> list[_Question]:
-        """Check everything that can be wrong with questions, before anything slow is done."""
-        budget = self._budget(tokens)
-        limits, choices = check_options(self.manifest.stop, self.chat.tokenizer, self._compiler, **options)
-        started = time.perf_counter()
-        pictures = [
-            picture if isinstance(picture, VisionResult) else self.vision.tile(picture) for picture in _listed(image)
-        ]
-        preprocess_sec = time.perf_counter() - started
-        image_tokens = sum(self._token_count(picture, budget) for picture in pictures)
-        questions = []
-        for prompt in prompts:
-            ids = self.chat.ids(messages_of(prompt, len(pictures)))
-            marks = ids.count(self.chat.image_token_id)
-            if marks != len(pictures):
-                raise RequestError(
-                    f"the prompt has {marks} image tokens, {len(pictures)} picture(s) were given; write the question "
-                    "without the image token: the chat template places it"
-                )
-            question = _Question(ids, pictures, budget, image_tokens, preprocess_sec, limits, choices)
-            self._check_context(question)
-            questions.append(question)
-        return questions
-
-    def _budget(self, tokens: int | None) -> TokenBudget | None:
-        return self.manifest.budget if tokens is None else self.manifest.budget_of(tokens)
-
-    def _token_count(self, picture: Tiles | VisionResult, budget: TokenBudget | None) -> int:
-        if isinstance(picture, VisionResult):
-            return len(picture.features)
-        return token_count(picture.original_size, self.manifest.model, budget)
-
-    def _check_context(self, question: _Question) -> None:
-        left = self.context_length - question.prompt_tokens - question.image_tokens
-        if question.limits.max_new_tokens <= left:
-            return
-        shorter = f"shorten the prompt by {1 - left} tokens, or export with fewer --tokens"
-        fits = f"lower max_new_tokens to {left}" if left > 0 else shorter
-        raise ContextLengthError(
-            f"{question.prompt_tokens} prompt tokens, {question.image_tokens} image tokens and "
-            f"{question.limits.max_new_tokens} new ones do not fit the context of {self.context_length}; {fits}"
+    @property
+    def _pipeline(self) -> Pipeline:
+        """The parts as they are now: who measures them may have put others in their place."""
+        return Pipeline(
+            self.manifest, self.vision, self.chat, self.embedding, self.decoder, self._compiler, self.context_length
         )
 
 
-def _listed(image: Pictures) -> list[Picture]:
-    if image is None:
-        return []
-    return list(image) if isinstance(image, (list, tuple)) else [image]  # type: ignore[list-item]
-
-
-def _common_start(sequences: Sequence[list[int]]) -> list[int]:
-    """The longest list that all ``sequences`` begin with."""
-    shared = []
-    for ids in zip(*sequences, strict=False):
-        if len(set(ids)) > 1:
-            break
-        shared.append(ids[0])
-    return shared
+def _start(pipeline: Pipeline, question: CheckedQuestion) -> Generator[str, None, Reply]:
+    results, vision_sec = pipeline.look(question)
+    context = pipeline.decoder.start(question.capacity)
+    return (yield from pipeline.answer(context, question, 0, results, Spent(question.preprocess_sec, vision_sec)))

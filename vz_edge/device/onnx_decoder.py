@@ -22,7 +22,7 @@ from vz_edge.errors import CorruptBundleError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from onnxruntime import InferenceSession, OrtValue
+    from onnxruntime import InferenceSession, IOBinding, OrtValue
 
 DTYPES: dict[str, np.dtype] = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
 PAST, PRESENT = "past_key_values.", "present."
@@ -49,12 +49,10 @@ class OnnxDecoder:
             ) from error
         self.device = "cuda" if session.get_providers()[0] == CUDA else "cpu"
 
-    @classmethod
-    def open(cls, folder: Path, providers: Sequence[str], threads: int | None) -> OnnxDecoder:
+    @staticmethod
+    def open(folder: Path, providers: Sequence[str], threads: int | None) -> OnnxDecoder:
         """Open the bundle's decoder. Raises CorruptBundleError or ProviderError."""
-        session = open_session(folder / "decoder.onnx", providers, threads)
-        MappedWeights(folder / "decoder.onnx.data").release()
-        return cls(session)
+        return OnnxDecoder(open_decoder_session(folder, providers, threads))
 
     @property
     def cache_bytes_per_token(self) -> int:
@@ -63,27 +61,75 @@ class OnnxDecoder:
 
     def start(self, capacity: int) -> OnnxContext:
         """An empty context for up to ``capacity`` tokens."""
-        return OnnxContext(self, capacity)
+        return OnnxContext(self, capacity, KVCache(self, capacity))
+
+    def run(self, binding: IOBinding) -> None:
+        """Run the graph on what is bound."""
+        self.session.run_with_iobinding(binding)
+
+    def allocate(self, shape: tuple[int, ...], dtype: np.dtype) -> OrtValue:
+        """A tensor on the decoder's device, with anything in it."""
+        from onnxruntime import OrtValue
+
+        return OrtValue.ortvalue_from_shape_and_type(shape, dtype, self.device, 0)
 
 
-class OnnxContext:
-    """A KV cache and its length.
+def open_decoder_session(
+    folder: Path, providers: Sequence[str], threads: int | None, cuda_graph: bool = False
+) -> InferenceSession:
+    """A session of the bundle's decoder, as ``open_session``."""
+    session = open_session(folder / "decoder.onnx", providers, threads, cuda_graph=cuda_graph)
+    MappedWeights(folder / "decoder.onnx.data").release()
+    return session
 
-    On the CPU the cache is zero pages until written, so capacity that is not used costs no memory.
+
+class KVCache:
+    """Each layer's keys and values, in buffers that stay where they are.
+
+    On the CPU they are zero pages until written, so capacity that is not used costs no memory.
     """
 
     def __init__(self, decoder: OnnxDecoder, capacity: int) -> None:
+        from onnxruntime import OrtValue
+
+        self.capacity = capacity
+        self._names = decoder.cache_names
+        self._pages: np.ndarray | None = None  # what the buffers are views of, on the CPU
+        shape = (1, decoder.kv_heads, capacity, decoder.head_dim)
+        if decoder.device == "cuda":
+            self._buffers = [decoder.allocate(shape, decoder.dtype) for _ in self._names]
+        else:
+            self._pages = _untouched((len(self._names), *shape), decoder.dtype)
+            self._buffers = [OrtValue.ortvalue_from_numpy(buffer) for buffer in self._pages]
+
+    def bind(self, session: InferenceSession) -> IOBinding:
+        """A binding in which each buffer is a past and its present."""
+        binding = session.io_binding()
+        for name, buffer in zip(self._names, self._buffers, strict=True):
+            binding.bind_ortvalue_input(PAST + name, buffer)
+            binding.bind_ortvalue_output(PRESENT + name, buffer)
+        return binding
+
+    def copy_from(self, other: KVCache, length: int) -> None:
+        """Take over the first ``length`` tokens of a cache that is no smaller; on CUDA all that fits."""
+        if self._pages is not None and other._pages is not None:
+            self._pages[..., :length, :] = other._pages[..., :length, :]
+            return
+        for buffer, source in zip(self._buffers, other._buffers, strict=True):
+            buffer.update_inplace(np.ascontiguousarray(source.numpy()[..., : self.capacity, :]))
+
+
+class OnnxContext:
+    """How much of a KV cache, which may be larger than ``capacity``, was read."""
+
+    def __init__(self, decoder: OnnxDecoder, capacity: int, cache: KVCache) -> None:
         self.capacity = capacity
         self.length = 0
         self._decoder = decoder
-        self._binding = decoder.session.io_binding()
+        self._cache = cache
+        self._binding = cache.bind(decoder.session)
         self._mask = np.ones((1, capacity), dtype=np.int64)
         self._logits = np.empty((1, 1, decoder.vocab_size), dtype=decoder.logits_dtype)
-        self._cache: np.ndarray | None = None  # what the buffers are views of, on the CPU
-        self._buffers = self._allocate()
-        for name, buffer in zip(decoder.cache_names, self._buffers, strict=True):
-            self._binding.bind_ortvalue_input(PAST + name, buffer)
-            self._binding.bind_ortvalue_output(PRESENT + name, buffer)
         self._binding.bind_output(
             "logits", "cpu", 0, decoder.logits_dtype, self._logits.shape, self._logits.ctypes.data
         )
@@ -96,7 +142,7 @@ class OnnxContext:
         row_major = np.ascontiguousarray(embeds[None], dtype=self._decoder.dtype)
         self._binding.bind_cpu_input("inputs_embeds", row_major)
         self._binding.bind_cpu_input("attention_mask", self._mask[:, :total])
-        self._decoder.session.run_with_iobinding(self._binding)
+        self._decoder.run(self._binding)
         self.length = total
         return self._logits[0, 0].astype(np.float32)
 
@@ -107,24 +153,10 @@ class OnnxContext:
 
     def fork(self) -> OnnxContext:
         """As Context.fork. On CUDA all of the cache is copied, a layer at a time through the host's memory."""
-        twin = OnnxContext(self._decoder, self.capacity)
-        if self._cache is not None and twin._cache is not None:
-            twin._cache[..., : self.length, :] = self._cache[..., : self.length, :]
-        else:
-            for buffer, other in zip(self._buffers, twin._buffers, strict=True):
-                other.update_inplace(buffer.numpy())
+        twin = OnnxContext(self._decoder, self.capacity, KVCache(self._decoder, self.capacity))
+        twin._cache.copy_from(self._cache, self.length)
         twin.length = self.length
         return twin
-
-    def _allocate(self) -> list[OrtValue]:
-        from onnxruntime import OrtValue
-
-        decoder = self._decoder
-        shape = (1, decoder.kv_heads, self.capacity, decoder.head_dim)
-        if decoder.device == "cuda":
-            return [OrtValue.ortvalue_from_shape_and_type(shape, decoder.dtype, "cuda", 0) for _ in decoder.cache_names]
-        self._cache = _untouched((len(decoder.cache_names), *shape), decoder.dtype)
-        return [OrtValue.ortvalue_from_numpy(buffer) for buffer in self._cache]
 
 
 def _untouched(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -54,6 +54,9 @@ def check_options(
     if deadline_sec is not None and not deadline_sec > 0:
         raise RequestError(f"deadline_sec {deadline_sec} is impossible; expected more than 0, or none")
     stops = [stop] if isinstance(stop, str) else stop
+    for item in stops:
+        if not isinstance(item, (str, int)):
+            raise RequestError(f"stop {item!r} is impossible; expected strings, and token ids as Python's int")
     if "" in stops:
         raise RequestError("a stop string is empty, which ends every answer at once; leave it out")
     if schema is not None and stops:

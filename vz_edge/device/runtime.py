@@ -24,15 +24,20 @@ LOG_ERRORS_ONLY = 3
 
 
 def open_session(
-    path: Path, providers: Sequence[str], threads: int | None, leave_mapped: bool = False
+    path: Path,
+    providers: Sequence[str],
+    threads: int | None,
+    leave_mapped: bool = False,
+    cuda_graph: bool = False,
 ) -> InferenceSession:
     """Open an ONNX file on the first of ``providers`` that takes a node, the CPU last.
 
     ``threads`` are intra-op threads, None for one on each physical core. ``leave_mapped`` keeps float weights as they
-    lie in their file instead of a repacked copy; matrix products with many rows are as fast (measured).
+    lie in their file instead of a repacked copy; matrix products with many rows are as fast (measured). ``cuda_graph``
+    lets CUDA capture runs, as their option ``gpu_graph_id`` says.
 
-    Raises ProviderError where the first provider does not start or lacks an operator, CorruptBundleError where the
-    file is not a model.
+    Raises ProviderError where the first provider does not start, lacks an operator or cannot capture, and
+    CorruptBundleError where the file is not a model.
     """
     ort = import_onnxruntime()
     if providers[0] == CUDA:
@@ -46,7 +51,12 @@ def open_session(
     if leave_mapped:
         options.add_session_config_entry("session.disable_prepacking", "1")
     try:
-        session = ort.InferenceSession(path, options, providers=list(providers))
+        session = ort.InferenceSession(
+            path,
+            options,
+            providers=list(providers),
+            provider_options=[{"enable_cuda_graph": "1"} if cuda_graph and name == CUDA else {} for name in providers],
+        )
     except Exception as error:  # onnxruntime's exceptions share no base class
         raise _session_error(path, providers, error) from error
     started = session.get_providers()
@@ -122,6 +132,10 @@ def _siblings(cpu: int) -> str:
 def _session_error(path: Path, providers: Sequence[str], error: Exception) -> CorruptBundleError | ProviderError:
     reason = " ".join(str(error).split())
     kind = type(error).__name__
+    if "graph capture" in reason:
+        return ProviderError(
+            f"{providers[0]} cannot capture {path.name} as a CUDA graph ({reason}); load it without cuda_graph"
+        )
     if kind in ("NotImplemented", "EPFail") or "Could not find an implementation" in reason:
         return ProviderError(
             f"{providers[0]} cannot run {path.name} ({reason}); export the bundle for it "

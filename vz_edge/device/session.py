@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vz_edge.device.image import ImageSource
-from vz_edge.device.model import EdgeModel, Picture, _common_start, _Question, _Spent
 from vz_edge.device.options import AskOptions
+from vz_edge.device.pipeline import CheckedQuestion, Picture, Pipeline, Spent, common_start
 from vz_edge.device.prompt import Message, messages_of
 from vz_edge.device.reply import Reply, Stream
 from vz_edge.device.vision import VisionResult
@@ -90,13 +90,12 @@ class Session:
     CPU only for those that were read. An error, or a stream that is not read to its end, leaves the session as it was.
     """
 
-    def __init__(self, model: EdgeModel, system: str | None = None, max_context: int | None = None) -> None:
+    def __init__(self, pipeline: Pipeline, system: str | None = None, max_context: int | None = None) -> None:
         """As ``EdgeModel.session``, which is the way to make one."""
         if max_context is not None and max_context < 1:
             raise RequestError(f"max_context {max_context} is impossible; expected 1 or more")
-        self.context_length = min(model.context_length, max_context or model.context_length)
-        self._model = copy.copy(model)
-        self._model.context_length = self.context_length
+        self.context_length = min(pipeline.context_length, max_context or pipeline.context_length)
+        self._pipeline = replace(pipeline, context_length=self.context_length)
         self._open: Generator[str, None, Reply] | None = None
         conversation = _Conversation()
         if system:
@@ -107,7 +106,7 @@ class Session:
                     "the model's chat template leaves a system prompt out; put its words in front of the questions"
                 )
         self._check(conversation)
-        self._context = model.decoder.start(self.context_length)
+        self._context = pipeline.decoder.start(self.context_length)
         self._read: list[Item] = []  # what the context holds
         self._conversation = conversation
         self._start: list[Item] | None = None  # what all its prompts begin with; None until it is needed
@@ -125,7 +124,7 @@ class Session:
         before = self._conversation if add else self._conversation.before_last_picture()
         conversation = before.shown(image)
         question = self._check(conversation, tokens)
-        pictures, vision_sec = self._model._look(question)
+        pictures, vision_sec = self._pipeline.look(question)
         started = time.perf_counter()
         self._turn_to(replace(conversation, pictures=tuple(pictures)))
         return Look(pictures[-1], question.preprocess_sec, vision_sec, time.perf_counter() - started)
@@ -146,7 +145,7 @@ class Session:
         """
         self._end_stream()
         asked = self._conversation.asked(question)
-        checked = self._model._questions(asked.pictures, [asked.messages], **options)[0]
+        checked = self._pipeline.questions(asked.pictures, [asked.messages], **options)[0]
         self._open = self._answer(checked, asked if keep else None)
         return Stream(self._open)
 
@@ -161,7 +160,7 @@ class Session:
         branch._context = self._context.fork()
         return branch
 
-    def _answer(self, question: _Question, kept: _Conversation | None) -> Generator[str, None, Reply]:
+    def _answer(self, question: CheckedQuestion, kept: _Conversation | None) -> Generator[str, None, Reply]:
         """Answer a question; ``kept`` is the conversation with it where it is to become a turn."""
         pictures = [picture for picture in question.pictures if isinstance(picture, VisionResult)]
         items = self._items(question.ids, pictures)
@@ -170,8 +169,8 @@ class Session:
         after = items[: _common_length(self._start, items)]
         common = self._rewind_to_common(items[:-1])  # the last one is always read: it gives the logits
         try:
-            spent = _Spent(cached_tokens=self._context.length)
-            reply = yield from self._model._answer(self._context, question, common, pictures, spent)
+            spent = Spent(cached_tokens=self._context.length)
+            reply = yield from self._pipeline.answer(self._context, question, common, pictures, spent)
             if kept is not None:
                 # The last token of an answer is chosen, never read.
                 after = [*items, *reply.token_ids[: self._context.length - _token_count(items)]]
@@ -203,29 +202,29 @@ class Session:
             self._open.close()
             self._open = None
 
-    def _check(self, conversation: _Conversation, tokens: int | None = None) -> _Question:
+    def _check(self, conversation: _Conversation, tokens: int | None = None) -> CheckedQuestion:
         """Raise unless a short question with an answer of one token would fit; its pictures are tiled."""
         asked = conversation.asked(PROBES[0])
-        return self._model._questions(asked.pictures, [asked.messages], tokens, max_new_tokens=1)[0]
+        return self._pipeline.questions(asked.pictures, [asked.messages], tokens, max_new_tokens=1)[0]
 
     def _start_of(self, conversation: _Conversation) -> list[Item]:
         """What all prompts of ``conversation``, whose pictures are encoded, begin with."""
         pictures = [picture for picture in conversation.pictures if isinstance(picture, VisionResult)]
-        ids = _common_start([self._ids(conversation.asked(probe)) for probe in PROBES])
+        ids = common_start([self._ids(conversation.asked(probe)) for probe in PROBES])
         return self._items(ids, pictures)
 
     def _ids(self, conversation: _Conversation) -> list[int]:
-        return self._model.chat.ids(messages_of(conversation.messages, len(conversation.pictures)))
+        return self._pipeline.chat.ids(messages_of(conversation.messages, len(conversation.pictures)))
 
     def _items(self, ids: Sequence[int], pictures: Sequence[VisionResult]) -> list[Item]:
         following = iter(pictures)
-        return [next(following) if token_id == self._model.chat.image_token_id else token_id for token_id in ids]
+        return [next(following) if token_id == self._pipeline.chat.image_token_id else token_id for token_id in ids]
 
     def _embed(self, items: Sequence[Item]) -> np.ndarray:
         pictures = [item for item in items if isinstance(item, VisionResult)]
-        image_token_id = self._model.chat.image_token_id
+        image_token_id = self._pipeline.chat.image_token_id
         ids = [image_token_id if isinstance(item, VisionResult) else item for item in items]
-        return self._model._embed(ids, pictures)
+        return self._pipeline.embed(ids, pictures)
 
 
 def _message(role: str, text: str) -> Message:

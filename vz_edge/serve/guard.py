@@ -40,8 +40,12 @@ class Guard:
             await self._app(scope, receive, send)
             return
 
+        started = False
+
         async def counted(message: Message) -> None:
+            nonlocal started
             if message["type"] == "http.response.start":
+                started = True
                 self._responses.add(status=str(message["status"]))
             await send(message)
 
@@ -49,7 +53,8 @@ class Guard:
         try:
             await (problem.response() if problem else self._app)(scope, receive, counted)
         except Exception:  # the framework makes the response outside of this layer
-            self._responses.add(status="500")
+            if not started:
+                self._responses.add(status="500")
             raise
 
     def _refusal(self, scope: Scope) -> Problem | None:

@@ -122,7 +122,26 @@ class StreamOptions(Strict):
     include_obfuscation: bool | None = None
 
 
-class ChatRequest(Strict):
+class Unsupported(Strict):
+    """Fields of OpenAI's that are taken only where they change no answer."""
+
+    n: Annotated[int, Field(ge=1, le=1)] | None = None
+    tools: Nothing | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+    functions: Nothing | None = None
+    function_call: Literal["none", "auto"] | None = None
+    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
+    presence_penalty: Zero | None = None
+    frequency_penalty: Zero | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=0)] | None = None
+    modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
+    audio: None = None
+    reasoning_effort: Literal["none"] | None = None
+    verbosity: Literal["medium"] | None = None
+    web_search_options: None = None
+
+
+class ChatRequest(Unsupported):
     """The body of POST /v1/chat/completions."""
 
     model: str
@@ -151,31 +170,6 @@ class ChatRequest(Strict):
     prompt_cache_retention: str | None = None
     parallel_tool_calls: bool | None = None
     prediction: dict[str, Any] | None = None
-
-    # Taken only where they change no answer.
-    n: Annotated[int, Field(ge=1, le=1)] | None = None
-    tools: Nothing | None = None
-    tool_choice: Literal["none", "auto"] | None = None
-    functions: Nothing | None = None
-    function_call: Literal["none", "auto"] | None = None
-    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
-    presence_penalty: Zero | None = None
-    frequency_penalty: Zero | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=0)] | None = None
-    modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
-    audio: None = None
-    reasoning_effort: Literal["none"] | None = None
-    verbosity: Literal["medium"] | None = None
-    web_search_options: None = None
-
-
-UNSUPPORTED = frozenset(
-    [
-        *("n", "tools", "tool_choice", "functions", "function_call", "logit_bias", "presence_penalty"),
-        *("frequency_penalty", "top_logprobs", "modalities", "audio", "reasoning_effort", "verbosity"),
-        "web_search_options",
-    ]
-)
 
 
 class TokenLogprob(BaseModel):

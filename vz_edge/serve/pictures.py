@@ -23,8 +23,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 def from_data_url(url: str, where: str) -> bytes:
     """The file in ``data:image/...;base64,...`` (RFC 2397). ``where`` is its place in the request. Raises Problem."""
     head, comma, data = url.partition(",")
-    declared = head[len("data:") :].lower().split(";")
-    if not comma or not declared[0].startswith("image/") or declared[-1] != "base64":
+    declared = head.lower().split(";")
+    if not comma or not declared[0].startswith("data:image/") or declared[-1] != "base64":
         raise Problem(400, "invalid_image_url", f"{where} is not understood; expected data:image/...;base64,...", where)
     try:
         return base64.b64decode(data, validate=True)

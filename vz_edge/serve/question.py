@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
 from vz_edge.serve import remote
 from vz_edge.serve.engine import Question
-from vz_edge.serve.openai_api import UNSUPPORTED, ChatRequest, ImagePart, JsonFormat, Message, SchemaFormat
+from vz_edge.serve.openai_api import ChatRequest, ImagePart, JsonFormat, Message, SchemaFormat, Unsupported
 from vz_edge.serve.pictures import check_pixels, from_data_url
 from vz_edge.serve.problem import Problem, invalid
-from vz_edge.serve.settings import RemoteLimits, Settings
+from vz_edge.serve.settings import Settings
 
 DEFAULT_NEW_TOKENS = 256
 ANY_OBJECT = {"type": "object"}
@@ -30,7 +31,7 @@ def parse(body: bytes, model_name: str, settings: Settings) -> ChatRequest:
     try:
         request = ChatRequest.model_validate_json(body)
     except ValidationError as error:
-        raise invalid(error, UNSUPPORTED) from error
+        raise invalid(error, frozenset(Unsupported.model_fields)) from error
     if request.model != model_name:
         raise model_not_found(request.model, model_name)
     if request.max_tokens is not None and request.max_completion_tokens is not None:
@@ -68,7 +69,7 @@ async def question_of(request: ChatRequest, context_length: int, settings: Setti
             )
         else:
             files.append(await remote.fetch(link.url, left, link.where))
-            left = RemoteLimits(left.max_bytes - len(files[-1]), left.total_sec, left.max_redirects)
+            left = replace(left, max_bytes=left.max_bytes - len(files[-1]))
     await asyncio.to_thread(check_pixels, files, settings.max_pixels)
     return Question([_plain(message) for message in request.messages], files, _options(request, context_length))
 

@@ -128,9 +128,8 @@ class PushedCamera:
 
     def put(self, frame: Frame) -> None:
         """Take in a frame, without waiting. Raises what ended the watch, where something did."""
-        if self._background is not None:
-            self._background.join(0)
-            self._frames.put(frame)
+        if self._background is not None and not self._background.join(0):
+            self._frames.put(frame)  # while there is a watch that empties the queue
         self._newest = Reading(frame, self._count, time.time(), time.monotonic())
         self._count += 1
 

@@ -11,6 +11,8 @@ about the newest picture.
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 from vz_edge.device.model import EdgeModel
@@ -63,6 +65,7 @@ def node_class() -> type[LifecycleNode]:
             self._answers = self.create_lifecycle_publisher(String, "answers", QUEUE_LENGTH)
             # Answers may take seconds: pictures and transitions do not wait for them.
             self._asking = MutuallyExclusiveCallbackGroup()
+            self._listening = contextlib.ExitStack()
             self._model: EdgeModel | None = None
             self._camera: PushedCamera | None = None
 
@@ -94,11 +97,14 @@ def node_class() -> type[LifecycleNode]:
             except VzEdgeError as error:
                 return self._failure(error)
             sensor_data = qos_profile_sensor_data
-            self._image = self.create_subscription(self._image_type, "image", self._take_picture, sensor_data)
-            self._question = self.create_subscription(
+            image = self.create_subscription(self._image_type, "image", self._take_picture, sensor_data)
+            self._listening.callback(self.destroy_subscription, image)
+            question = self.create_subscription(
                 String, "question", self._answer, QUEUE_LENGTH, callback_group=self._asking
             )
-            self._service = self.create_service(Trigger, "ask", self._answer_all, callback_group=self._asking)
+            self._listening.callback(self.destroy_subscription, question)
+            service = self.create_service(Trigger, "ask", self._answer_all, callback_group=self._asking)
+            self._listening.callback(self.destroy_service, service)
             return super().on_activate(state)
 
         def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -124,12 +130,10 @@ def node_class() -> type[LifecycleNode]:
             super().destroy_node()
 
         def _stop(self) -> None:
+            self._listening.close()
             camera, self._camera = self._camera, None
             if camera is None:
                 return
-            self.destroy_subscription(self._image)
-            self.destroy_subscription(self._question)
-            self.destroy_service(self._service)
             try:
                 camera.close()
             except Exception as error:  # what ended the answers before; rclpy would not show it
@@ -177,7 +181,11 @@ def node_class() -> type[LifecycleNode]:
 
 def main() -> None:
     """Spin the node until ROS shuts down."""
-    node_type = node_class()
+    try:
+        node_type = node_class()
+    except DependencyError as error:
+        print(f"vz-edge: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
     import rclpy
     from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
 

@@ -132,7 +132,7 @@ def ui_router(engine: Engine, settings: Settings) -> APIRouter:
 def see(model: EdgeModel, file: bytes, tokens: int | None) -> Seen:
     """Look at a picture's file. Raises ImageError and BudgetError."""
     manifest = model.manifest
-    budget = manifest.budget if tokens is None else manifest.budget_of(tokens)
+    budget = manifest.budget_of(tokens)
     started = time.perf_counter()
     tiles = model.vision.tile(decode(file))
     tiled = time.perf_counter()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any, Literal
@@ -62,7 +63,8 @@ class BagSource:
 
 def is_bag(path: Path) -> bool:
     """Whether ``path`` is a ROS 2 bag's folder or a ROS 1 bag's file."""
-    return path.suffix == ".bag" or (path / "metadata.yaml").is_file()
+    # A long pipeline is no file's name, for which Path.is_file raises.
+    return path.suffix == ".bag" or os.path.isfile(path / "metadata.yaml")
 
 
 def frame_of(message: Any, received_sec: float) -> Frame:

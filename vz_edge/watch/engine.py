@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from vz_edge.device.image import Tiles
-from vz_edge.device.model import AskOptions, EdgeModel
+from vz_edge.device.model import EdgeModel
+from vz_edge.device.options import AskOptions
 from vz_edge.device.reply import Reply
 from vz_edge.device.session import Session
 from vz_edge.device.vision import VisionResult
@@ -89,7 +90,7 @@ class Engine:
             dropped=taken.dropped,
             changed=changed,
             replies=tuple(replies),
-            deadline_missed=ready > due or not (errors or all(map(_whole, replies))),
+            deadline_missed=ready > due or any(map(_cut_short, replies)) or (None in replies and not errors),
             error=errors[0] if errors else None,
             timings=Timings(**seconds, total_sec=ready - taken.monotonic_sec),
         )
@@ -135,7 +136,7 @@ class Engine:
         seconds["prefill_sec"] += reply.prefill_sec
         seconds["decode_sec"] += reply.decode_sec
         greedy_or_seeded = not options.get("temperature") or options.get("seed") is not None
-        if greedy_or_seeded and _whole(reply):
+        if greedy_or_seeded and not _cut_short(reply):
             seen.replies[index] = reply
         return reply
 
@@ -151,8 +152,8 @@ class Engine:
         return stream.reply
 
 
-def _whole(reply: Reply | None) -> bool:
-    return reply is not None and reply.finish_reason != "deadline"
+def _cut_short(reply: Reply | None) -> bool:
+    return reply is not None and reply.finish_reason == "deadline"
 
 
 @contextmanager

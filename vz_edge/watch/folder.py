@@ -27,10 +27,10 @@ class FolderSource:
         """As Source.frames."""
         suffixes = Image.registered_extensions()
         try:
-            paths = sorted(path for path in self._folder.iterdir() if path.suffix.lower() in suffixes)
+            files = [path for path in self._folder.iterdir() if path.suffix.lower() in suffixes and path.is_file()]
         except OSError as error:
             raise SourceError(f"{self._folder} cannot be read ({error.strerror}); expected a folder") from error
-        if not paths:
+        if not files:
             raise SourceError(f"{self._folder} holds no picture; expected files such as 0001.png or 0001.jpg")
-        for path in paths:
+        for path in sorted(files):
             yield Frame(path, id=path.name)

@@ -65,7 +65,7 @@ class Slot:
         self._waiting: Reading | None = None
         self._read = 0
         self._dropped = 0  # since the last frame that was taken
-        self._moved = clock()  # when a frame last came or went
+        self._moved = math.inf  # when a frame last came or went, or the source was opened
         self._ended = False
         self._error: BaseException | None = None
         self._closed = False
@@ -74,6 +74,12 @@ class Slot:
     def closed(self) -> bool:
         """Whether ``close`` was called."""
         return self._closed
+
+    def begin(self) -> None:
+        """The source is being opened: from now on it can be late."""
+        with self._changed:
+            self._moved = self._clock()
+            self._changed.notify_all()
 
     def put(self, frame: Frame) -> bool:
         """Let a frame wait to be taken; False where no more are wanted."""
@@ -175,6 +181,7 @@ def read(source: Source, slot: Slot, every: float | None, clock: Clock = time.mo
     Of a recorded source, frames whose stamps lie less than ``every`` seconds from the last one's are passed over.
     """
     error: BaseException | None = None
+    slot.begin()
     try:
         with closing(source.frames()) as frames:
             started_at = last_stamp = None

@@ -6,6 +6,7 @@ A source is "live" (frames come whether or not anyone is ready: the newest count
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator, Iterable
 from contextlib import ExitStack
 from pathlib import Path
@@ -80,7 +81,7 @@ def open_source(source: AnySource, color: Color = "rgb") -> Source:
     if isinstance(source, (str, Path)):
         if is_bag(Path(source)):
             return BagSource(source)
-        return FolderSource(source) if Path(source).is_dir() else VideoSource(source)
+        return FolderSource(source) if os.path.isdir(source) else VideoSource(source)
     raise RequestError(
         f"a {type(source).__name__} is no source of frames; expected an iterable of pictures, a camera's number, a "
         "path, a stream's address, or a source of vz_edge.watch"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,13 +14,9 @@ SMALLEST_BUNDLE_BYTES = 5_115_463_680
 
 def memory_finding(root: Path = Path("/")) -> Finding:
     """Total and available memory (/proc/meminfo), no more than the control group allows."""
-    try:
-        text = (root / "proc/meminfo").read_text(encoding="ascii")
-        total, available = (
-            int(re.search(rf"^{key}:\s+(\d+) kB", text, re.MULTILINE)[1]) * 1024  # type: ignore[index]
-            for key in ("MemTotal", "MemAvailable")
-        )
-    except (OSError, ValueError, TypeError):
+    known = meminfo_bytes(root)
+    total, available = known.get("MemTotal"), known.get("MemAvailable")
+    if total is None or available is None:
         return Finding("memory", "warning", "/proc/meminfo does not tell it", "check it with 'free -h'")
     limit = memory_limit_bytes(root)
     group = ""
@@ -84,6 +79,15 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
         if len(words) == 2 and all(word.isdigit() for word in words) and int(words[1]):
             quotas.append(int(words[0]) / int(words[1]))
     return min(quotas, default=None)
+
+
+def meminfo_bytes(root: Path = Path("/")) -> dict[str, int]:
+    """What /proc/meminfo (proc(5)) says in kB, by its key; empty where it cannot be read."""
+    try:
+        lines = (root / "proc/meminfo").read_text(encoding="ascii").splitlines()
+        return {words[0].rstrip(":"): int(words[1]) * 1024 for words in map(str.split, lines) if words[2:] == ["kB"]}
+    except (OSError, ValueError):
+        return {}
 
 
 def memory_limit_bytes(root: Path = Path("/")) -> int | None:
