@@ -1,4 +1,7 @@
-"""The checkpoints and bundles that several benchmarks share: made when missing, kept for the next one."""
+"""The checkpoints and bundles that several benchmarks share: made when missing, kept for the next one.
+
+torch is loaded where a graph is made and not before: some benchmarks measure the memory of their own process.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,9 @@ from typing import Literal
 from benchmarks.make_checkpoint import Part, make_checkpoint, model_of_shape
 from benchmarks.processes import run_measured
 from vz_edge.bundle import MANIFEST, read_manifest, staged_folder, write_manifest
-from vz_edge.host.export import PRECISION, ExportRequest, plan_export
-from vz_edge.host.vision_graph import build_vision
 
 WORK = Path("build/benchmarks")
+DEMO = "vz-demo"
 CHUNK_BYTES = 1 << 24
 Target = Literal["cpu", "cuda"]
 
@@ -34,8 +36,7 @@ def bundle_folder(shape: str, target: Target, work: Path) -> Path:
 
 def export_command(shape: str, target: Target, work: Path) -> list[str]:
     """The export that is measured: 4 bits, 320 tokens."""
-    options = ["--bits", "4", "--tokens", "320", "--target", target, "--out", str(bundle_folder(shape, target, work))]
-    return [sys.executable, "-m", "vz_edge", "export", "--model", str(work / shape), *options, "--force"]
+    return _export_command(str(work / shape), target, bundle_folder(shape, target, work))
 
 
 def bundle(shape: str, target: Target, work: Path) -> Path:
@@ -47,11 +48,22 @@ def bundle(shape: str, target: Target, work: Path) -> Path:
     return folder
 
 
+def demo_bundle(work: Path) -> Path:
+    """The embedded model's bundle for the CPU at 4 bits and 320 tokens, exported now if it is not there."""
+    folder = bundle_folder(DEMO, "cpu", work)
+    if not (folder / MANIFEST).exists():
+        run_measured(_export_command(DEMO, "cpu", folder), work / "logs" / f"{folder.name}.log")
+    return folder
+
+
 def bundle_with_tokens(shape: str, target: Target, work: Path, tokens: str) -> Path:
     """The same bundle with another token budget: a vision graph of its own, every other file linked to ``bundle``'s."""
     folder = work / f"{shape}-{target}-{tokens}"
     if (folder / MANIFEST).exists():
         return folder
+    from vz_edge.host.export import PRECISION, ExportRequest, plan_export
+    from vz_edge.host.vision_graph import build_vision
+
     base = bundle(shape, target, work)
     plan = plan_export(ExportRequest(str(work / shape), folder, bits=4, tokens=tokens, target=target))
     manifest = dataclasses.replace(read_manifest(base), budget=plan.budgets[0] if plan.budgets else None, parity={})
@@ -90,3 +102,8 @@ def bring_into_page_cache(files: Iterable[Path]) -> None:
         with path.open("rb") as file:
             while file.read(CHUNK_BYTES):
                 pass
+
+
+def _export_command(model: str, target: Target, out: Path) -> list[str]:
+    options = ["--bits", "4", "--tokens", "320", "--target", target, "--out", str(out)]
+    return [sys.executable, "-m", "vz_edge", "export", "--model", model, *options, "--force"]

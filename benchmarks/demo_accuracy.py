@@ -20,12 +20,12 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from benchmarks import bundles
 from benchmarks.report import REPORTS, Bar, Cell, Report
+from training.scenes import easy_vqa_test, make_scenes
 from vz_edge import EdgeModel
 from vz_edge.host.export import ExportRequest, SilentProgress, plan_export, write_bundle
 from vz_edge.profiling.environment import busy_percent
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 
 SCENE_SEED = 90_000
 TOKENS, BITS = ("all", "640", "320", "160"), (16, 8, 4)
@@ -46,15 +46,12 @@ def export_all(work: Path) -> None:
     for tokens in TOKENS:
         for bits in BITS:
             out = work / f"vz-demo-{tokens}-{bits}"
-            write_bundle(
-                plan_export(ExportRequest("vz-demo", out, bits=bits, tokens=tokens, force=True)), SilentProgress()
-            )
+            request = ExportRequest(bundles.DEMO, out, bits=bits, tokens=tokens, force=True)
+            write_bundle(plan_export(request), SilentProgress())
 
 
 def pictures(easy_vqa: int, scenes: int, part: int, parts: int) -> Iterator[Pictured]:
     """Every ``parts``-th picture of both sets, beginning with number ``part``."""
-    from scenes import easy_vqa_test, make_scenes
-
     for path, pairs in easy_vqa_test()[part:easy_vqa:parts]:
         yield Pictured(path, [(question, answer, "easy-VQA") for question, answer in pairs])
     for scene in make_scenes(SCENE_SEED, scenes)[part::parts]:
@@ -100,7 +97,7 @@ def percent(tally: Tally, tokens: str, bits: int, kind: str) -> float:
     return 100 * right / asked
 
 
-def report(tally: Tally) -> Report:
+def report(tally: Tally, busy: float) -> Report:
     """A row a kind of question, a column a budget and precision."""
     kinds = sorted({kind for _, _, kind in tally})
     rows: list[dict[str, Cell]] = []
@@ -115,7 +112,7 @@ def report(tally: Tally) -> Report:
     return Report(
         name="demo_accuracy",
         title="vz-demo: right answers in percent by token budget and bits of the decoder's weights",
-        busy_percent=busy_percent(),
+        busy_percent=busy,
         notes=[
             "Exported bundles on the CPU, greedy, exact match; 16 bits are float32 on this target.",
             "Tokens are the total of a picture of 5 tiles; an easy-VQA picture has 2 tiles and two fifths of them.",
@@ -132,11 +129,13 @@ def main() -> None:
     parser.add_argument("--easy-vqa", type=int, default=1000, help="test pictures of easy-VQA")
     parser.add_argument("--scenes", type=int, default=300, help="scene pictures")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--work", type=Path, default=Path("build/benchmarks"))
+    parser.add_argument("--work", type=Path, default=bundles.WORK)
     parser.add_argument("--reports", type=Path, default=REPORTS)
     arguments = parser.parse_args()
+    busy = busy_percent()
     export_all(arguments.work)
-    report(measure(arguments.work, arguments.easy_vqa, arguments.scenes, arguments.workers)).write(arguments.reports)
+    tally = measure(arguments.work, arguments.easy_vqa, arguments.scenes, arguments.workers)
+    report(tally, busy).write(arguments.reports)
 
 
 if __name__ == "__main__":

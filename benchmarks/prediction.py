@@ -31,7 +31,7 @@ from vz_edge.profiling.processes import interleave, workers
 from vz_edge.profiling.run import RunOptions, measure, plan_run
 from vz_edge.profiling.run_report import BundleRun
 
-DEMO, SMALL, MIDDLE, LARGE = "vz-demo", "1b", "llava-next-7b", "llava-next-13b"
+DEMO, SMALL, MIDDLE, LARGE = bundles.DEMO, "1b", "llava-next-7b", "llava-next-13b"
 PAIR = ((LARGE, "320"), (MIDDLE, "all"))
 GROUPS = (
     tuple((DEMO, tokens) for tokens in ("all", "640", "320", "160")),
@@ -62,7 +62,7 @@ def bundle_of(shape: str, tokens: str, target: bundles.Target, work: Path) -> Pa
 
 
 def measured_groups(
-    work: Path, runs: int, shapes: list[str], device: DeviceProfile, target: bundles.Target
+    work: Path, runs: int, threads: int, shapes: list[str], device: DeviceProfile, target: bundles.Target
 ) -> Iterator[tuple[Key, BundleRun | VzEdgeError]]:
     """Every bundle's measurement with its prediction, or why there is none: it is then the group's."""
     for group in GROUPS:
@@ -71,7 +71,7 @@ def measured_groups(
         folders = [bundle_of(shape, tokens, target, work) for shape, tokens in group]
         rounds = {DEMO: max(runs, DEMO_RUNS)}.get(group[0][0], SLOWEST_RUNS if SLOWEST in group else runs)
         try:
-            plan = plan_run(folders, RunOptions(runs=rounds, answer_tokens=ANSWER_TOKENS))
+            plan = plan_run(folders, RunOptions(runs=rounds, answer_tokens=ANSWER_TOKENS, threads=threads))
             report = with_predictions(measure(plan, lambda what: print(what, flush=True)), plan, device)
         except VzEdgeError as error:
             print(error, flush=True)
@@ -149,12 +149,13 @@ def main() -> None:
     arguments = parser.parse_args()
     device = load_device(arguments.device)
     target: bundles.Target = "cpu" if device.device_class == "cpu" else "cuda"
+    work, runs, threads, shapes = arguments.work, arguments.runs, arguments.threads, arguments.shapes
     busy = busy_percent()
-    found = dict(measured_groups(arguments.work, arguments.runs, arguments.shapes, device, target))
+    found = dict(measured_groups(work, runs, threads, shapes, device, target))
     rivals = {}
-    for shape in arguments.shapes:
+    for shape in shapes:
         if shape != DEMO and target == "cpu":
-            rivals[shape] = llama_cpp(shape, arguments.work, arguments.threads, arguments.runs)
+            rivals[shape] = llama_cpp(shape, work, threads, runs)
     rows = [row(key, run) for key, run in found.items()]
     measured = {key: run for key, run in found.items() if isinstance(run, BundleRun)}
     for shape, answers in rivals.items():
@@ -174,11 +175,11 @@ def main() -> None:
         ],
         rows=rows,
         bars=bars(measured) if target == "cpu" else (),
-        settings={"threads": arguments.threads, "runs": arguments.runs, "answer_tokens": ANSWER_TOKENS},
+        settings={"threads": threads, "runs": runs, "answer_tokens": ANSWER_TOKENS},
     ).write(arguments.reports)
     for tokens in ("all", "640", "160"):
-        for shape in arguments.shapes:
-            shutil.rmtree(arguments.work / f"{shape}-{target}-{tokens}", ignore_errors=True)
+        for shape in shapes:
+            shutil.rmtree(work / f"{shape}-{target}-{tokens}", ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 from vz_edge.profiling.environment import Environment, environment
+from vz_edge.profiling.run_table import digits
 
 REPORTS = Path("profiles/reports")
 PACKAGES = (
@@ -43,10 +44,10 @@ class Samples:
 
     def __str__(self) -> str:
         """Median, unit and range."""
-        middle = f"{_digits(self.median)} {self.unit}".rstrip()
+        middle = f"{digits(self.median)} {self.unit}".rstrip()
         if len(self.values) == 1:
             return middle
-        return f"{middle} ({_digits(min(self.values))}–{_digits(max(self.values))})"
+        return f"{middle} ({digits(min(self.values))}–{digits(max(self.values))})"
 
 
 @dataclass(frozen=True)
@@ -109,19 +110,15 @@ class Report:
             for bar in self.bars:
                 limit = f"{'at most' if bar.relation == '<=' else 'at least'} {bar.limit:g} {bar.unit}"
                 met = "yes" if bar.met else "**no**"
-                lines.append(_row([bar.what, f"{_digits(bar.value)} {bar.unit}", limit, met]))
+                lines.append(_row([bar.what, f"{digits(bar.value)} {bar.unit}", limit, met]))
         return "\n".join([*lines, "", *(f"- {note}" for note in self.notes), ""])
 
 
 def command_line() -> str:
     """The command that is running, as a reader would type it."""
-    module = Path(sys.argv[0]).stem
+    script = Path(sys.argv[0])
+    module = script.parent.name if script.stem == "__main__" else script.stem
     return shlex.join(["python", "-m", f"benchmarks.{module}", *sys.argv[1:]])
-
-
-def _digits(value: float) -> str:
-    """Three significant digits, without an exponent."""
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _row(cells: Sequence[str]) -> str:

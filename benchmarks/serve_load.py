@@ -36,14 +36,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks import bundles
 from benchmarks.malformed import malformed_requests
 from benchmarks.report import REPORTS, Bar, Report, Samples
+from training.scenes import easy_vqa_test
 from vz_edge import EdgeModel
-from vz_edge.host.export import ExportRequest, SilentProgress, plan_export, write_bundle
 from vz_edge.profiling.environment import busy_percent
 from vz_edge.profiling.process_memory import memory_bytes
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 
 CLIENTS, PICTURES_EACH = 16, 4
 BURSTS, BURST_CLIENTS = 3, 3 * CLIENTS
@@ -130,8 +129,6 @@ def get(port: int, path: str) -> str:
 
 def make_cases(bundle: Path) -> list[Case]:
     """Pictures of easy-VQA, one question each, and what the model answers when it is asked directly."""
-    from scenes import easy_vqa_test
-
     model = EdgeModel.load(bundle)
     cases = []
     for path, pairs in easy_vqa_test()[: CLIENTS * PICTURES_EACH]:
@@ -355,14 +352,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, default=2.0, help="of load")
     parser.add_argument("--malformed", type=int, default=MALFORMED, help="malformed requests")
-    parser.add_argument("--work", type=Path, default=Path("build/benchmarks"))
+    parser.add_argument("--work", type=Path, default=bundles.WORK)
     parser.add_argument("--reports", type=Path, default=REPORTS)
     arguments = parser.parse_args()
     busy = busy_percent()
-    bundle = arguments.work / "vz-demo-320-4"
-    if not bundle.exists():
-        request = ExportRequest("vz-demo", bundle, bits=4, tokens="320", force=True)
-        write_bundle(plan_export(request), SilentProgress())
+    bundle = bundles.demo_bundle(arguments.work)
     measure(bundle, arguments.minutes, arguments.malformed, arguments.work, busy).write(arguments.reports)
 
 

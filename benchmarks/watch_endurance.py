@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -25,13 +23,13 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks import bundles
 from benchmarks.report import REPORTS, Bar, Cell, Report, Samples
 from vz_edge import EdgeModel
 from vz_edge.profiling.environment import busy_percent
 from vz_edge.profiling.process_memory import memory_bytes
 from vz_edge.watch import Result
 
-WORK = Path("build/benchmarks")
 FRAMES_PER_SEC = 30
 SIZE = (480, 640)  # height, width
 SQUARE = 80
@@ -167,24 +165,15 @@ def _milliseconds(course: Course, name: str) -> Samples:
     return Samples(tuple(getattr(second, name) * MS for second in course.seconds), "ms")
 
 
-def demo_bundle(folder: Path) -> Path:
-    """The embedded model, exported now if it is not there: in a process of its own, whose memory is not this one's."""
-    if not (folder / "vz_edge.json").exists():
-        options = ["--bits", "4", "--tokens", "320", "--target", "cpu", "--out", str(folder)]
-        command = [sys.executable, "-m", "vz_edge", "export", "--model", "vz-demo", *options]
-        subprocess.run(command, check=True)
-    return folder
-
-
 def main() -> None:
     """Export, watch, report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=MINUTES)
     parser.add_argument("--threads", type=int, default=None, help="the physical cores by default")
-    parser.add_argument("--work", type=Path, default=WORK)
+    parser.add_argument("--work", type=Path, default=bundles.WORK)
     parser.add_argument("--reports", type=Path, default=REPORTS)
     arguments = parser.parse_args()
-    bundle = demo_bundle(arguments.work / "vz-demo-cpu-bundle")
+    bundle = bundles.demo_bundle(arguments.work)
     busy = busy_percent()
     camera = Camera()
     course, counted = watch(EdgeModel.load(bundle, threads=arguments.threads), camera, arguments.minutes)

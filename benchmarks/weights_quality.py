@@ -33,6 +33,7 @@ from benchmarks import smollm2
 from benchmarks.demo_accuracy import LONGEST_ANSWER_TOKENS, Pictured, pictures
 from benchmarks.report import REPORTS, Cell, Report, Samples
 from benchmarks.stored_weights import FP16, INT8, NF4, Setting, Shapes, blocks, symmetric, weighted
+from training.scenes import make_scenes
 from vz_edge import EdgeModel
 from vz_edge.backends.transformers_decoder import TransformersDecoder
 from vz_edge.bundle import MANIFEST
@@ -195,8 +196,6 @@ class Demo:
         parts = (bundle.manifest, bundle.vision, bundle.chat, bundle.embedding)
         self._model = EdgeModel(*parts, TransformersDecoder(self.decoder), bundle.context_length, bundle.load_sec)
         self.asked = [self._seen(each) for each in pictures(easy_vqa, scenes, part=0, parts=1)]
-        from scenes import make_scenes  # of training/, on the path since demo_accuracy
-
         others = make_scenes(OTHER_SEED, OTHER_SCENES)
         self.others = [self._seen(Pictured(scene.image, scene.questions)) for scene in others]
 

@@ -18,17 +18,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from optimizers import MuonAndAdamW
-from scenes import SHAPE_NAMES, make_plain_scene, make_scene
+from scenes import COLOUR_NAMES, SHAPE_NAMES, make_plain_scene, make_scene
 from tiles import CLIP_MEAN, CLIP_STD, GRID, WHAT_NAMES, LabelledTile, labelled_tiles
 from torch import Tensor, nn
 from torch.nn import functional as nnf
 from transformers import CLIPVisionConfig, CLIPVisionModel
 from workers import average_gradients, worker, worker_count
 
-COLOURS_WITH_NONE = 9
-PAIR_COUNT = 8 * len(SHAPE_NAMES)
-MAX_COUNT = 5
-PLACE_SIZE = 5
+COLOURS_WITH_NONE = len(COLOUR_NAMES) + 1
+PAIR_COUNT = len(COLOUR_NAMES) * len(SHAPE_NAMES)
+MAX_COUNT = 5  # shapes of a scene
+PLACE_SIZE = 5  # numbers of LabelledTile.place
+LOG_EVERY_STEPS = 50
 
 
 def tower_config() -> CLIPVisionConfig:
@@ -179,7 +180,7 @@ class TilePool:
 
 
 def tower_losses(heads: TowerHeads, hidden: Tensor, targets: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The six losses, and two accuracies (on patches that show something; recall of present pairs by CLS)."""
+    """The six losses, and what is logged beside them: accuracy on patches that show something, recall by CLS."""
     (what, colour, place), (pairs, digits, count) = heads(hidden)
     shown = targets["what"] > 0
     somewhere = ~targets["place"][..., 0].isnan()
@@ -217,7 +218,6 @@ def train_tower(
     plan: list[tuple[int, int, int]],
     peak_lr: float,
     device: str,
-    log_every: int = 50,
 ) -> CLIPVisionModel:
     """Trains by `plan`, a list of (steps, batch over all workers, shrink); resumes from `folder`/tower.pt."""
     schedule = [(batch, shrink) for steps, batch, shrink in plan for _ in range(steps)]
@@ -258,7 +258,7 @@ def train_tower(
         losses.update(t_data=torch.tensor(t1 - t0), t_fb=torch.tensor(t2 - t1), t_opt=torch.tensor(t3 - t2))
         for name, value in losses.items():
             sums.setdefault(name, []).append(value.item())
-        if (step + 1) % log_every == 0 and worker() == 0:
+        if (step + 1) % LOG_EVERY_STEPS == 0 and worker() == 0:
             means = " ".join(f"{name} {np.nanmean(values):.3f}" for name, values in sums.items())
             print(f"tower {step + 1}/{steps} {time.time() - started:.0f} s: {means}", flush=True)
             sums.clear()

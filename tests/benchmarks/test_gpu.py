@@ -10,10 +10,10 @@ import sys
 import pytest
 import torch
 
-from benchmarks import gpu
-from benchmarks.gpu_configurations import ANSWER_TOKENS, SHAPES, Configuration, Job, configurations
-from benchmarks.gpu_report import BARS, bars, write_reports
-from benchmarks.gpu_worker import Subject, measure
+from benchmarks.gpu import __main__, jobs
+from benchmarks.gpu.configurations import ANSWER_TOKENS, SHAPES, Configuration, Job, configurations
+from benchmarks.gpu.report import BARS, bars, profile_of, write_reports
+from benchmarks.gpu.worker import Subject, measure
 from benchmarks.make_checkpoint import model_of_shape
 from benchmarks.random_model import random_model
 
@@ -98,20 +98,20 @@ def test_a_command_writes_the_reports_without_onnx(tmp_path):
     data = json.loads((tmp_path / "out/gpu_cpu.json").read_text())
     assert [row["way"] for row in data["rows"]] == ["compress", "published"]
     assert "failed" not in data["rows"][0]
-    assert data["bars"] == []
+    assert data["bars"] == [] and data["command"].startswith("python -m benchmarks.gpu --device cpu")
     assert "profile h200" in (tmp_path / "out/gpu_cpu_beside.md").read_text()
 
 
 def test_what_was_not_reached_in_time_is_a_row(monkeypatch):
-    monkeypatch.setattr(gpu, "LIMIT_SEC", 0.0)
+    monkeypatch.setattr(jobs, "LIMIT_SEC", 0.0)
     chosen = configurations(["13B", "4-bit"])
-    found = gpu.measure(chosen, "cpu", "small", 1)
+    found = jobs.measure(chosen, "cpu", "small", 1)
     assert list(found) == chosen
     assert all("not reached" in result["failure"] for result in found.values())
 
 
 def test_bars_and_failures_are_written_down(tmp_path):
-    write_reports(FOUND, "NVIDIA H200", gpu.profile_of("NVIDIA H200"), SHAPES["full"], 0.0, {}, tmp_path)
+    write_reports(FOUND, "NVIDIA H200", profile_of("NVIDIA H200"), SHAPES["full"], 0.0, {}, tmp_path)
     text = (tmp_path / "gpu_h200.md").read_text()
     assert "| CUDA out of memory |" in text
     assert "no such luck" in text
@@ -159,12 +159,12 @@ def test_words_of_one_kind_are_alternatives_and_kinds_restrict_each_other():
     ],
 )
 def test_a_cards_name_finds_its_profile(device_name, profile):
-    found = gpu.profile_of(device_name)
+    found = profile_of(device_name)
     assert (found and found.name) == profile
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_without_a_gpu_one_line_says_what_to_do():
     with pytest.raises(SystemExit, match="--device cpu --shape small") as error:
-        gpu.require_device("cuda")
+        __main__.require_device("cuda")
     assert "\n" not in str(error.value)

@@ -9,6 +9,7 @@ def test_samples_show_median_and_range():
     assert str(Samples((3.0, 1.0, 2.0), "s")) == "2 s (1–3)"
     assert str(Samples((8.65432,), "GB")) == "8.65 GB"
     assert str(Samples((1234.5,), "")) == "1234"
+    assert str(Samples((0.0000123,), "s")) == "0.00001 s" and str(Samples((0,), "errors")) == "0 errors"
 
 
 def test_a_bar_is_met_on_its_own_side():

@@ -86,7 +86,7 @@ def test_a_process_on_a_graphics_card(monkeypatch: pytest.MonkeyPatch, listed: b
     measured.begin_turn()
     card.own += 50 * MB
     assert measured.end_stage()["gpu_bytes"] == 350 * MB
-    assert [("does not list" in note) for note in measured.notes] == [] if listed else [True]
+    assert ["does not list" in note for note in measured.notes] == ([] if listed else [True])
 
 
 def test_without_nvml_the_rest_is_measured_and_it_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from vz_edge.bundle import WeightSpec
 from vz_edge.recipe import DecoderSpec, ModelSpec
 
 # Python, torch and transformers, and the slices of graph and tower that the parity check runs. Measured: exports of a
-# 1B and a 13B shape peak 0.82 and 0.94 GB above one decoder layer (profiles/reports/export_memory_*.md).
+# 1B and a 13B shape peak 0.84 and 0.94 GB above one decoder layer (profiles/reports/export_memory_*.md).
 HOST_BASE_BYTES = 900_000_000
 ACTIVATION_BYTES = {"cpu": 4, "cuda": 2}
 NF4_BLOCK, NF4_SCALES_BLOCK = 64, 256  # NF4 with double quantisation: QLoRA (arXiv 2305.14314)
@@ -24,7 +24,7 @@ def bundle_bytes(model: ModelSpec, weights: WeightSpec, target: str) -> dict[str
     activation, decoder = ACTIVATION_BYTES[target], model.decoder
     embedding = embedding_rows(model) * decoder.hidden_size * 2
     vision = _vision_bytes(model, weights, activation)
-    if weights.quantizer in ("nf4", "int8"):
+    if has_bitsandbytes(weights):
         table = 2 * decoder.vocab_size * decoder.hidden_size
         norms = 2 * (2 * decoder.layers + 1) * decoder.hidden_size
         return {
@@ -44,12 +44,24 @@ def bundle_bytes(model: ModelSpec, weights: WeightSpec, target: str) -> dict[str
     }
 
 
+def has_bitsandbytes(weights: WeightSpec) -> bool:
+    """Whether bitsandbytes made these weights, which transformers then runs."""
+    return weights.quantizer in ("nf4", "int8")
+
+
 def decoder_linear_shapes(decoder: DecoderSpec) -> list[tuple[int, int]]:
     """(outputs, inputs) of every linear layer of the decoder, lm_head not among them."""
     hidden, inner = decoder.hidden_size, decoder.intermediate_size
     queries, keys = decoder.heads * decoder.head_dim, decoder.kv_heads * decoder.head_dim
     layer = [(queries + 2 * keys, hidden), (hidden, queries), (2 * inner, hidden), (hidden, inner)]
     return decoder.layers * layer
+
+
+def vision_linear_shapes(model: ModelSpec, layers: int) -> list[tuple[int, int]]:
+    """(outputs, inputs) of every linear layer of the tower's first ``layers`` layers and of the projector."""
+    width, inner, hidden = model.tower.hidden_size, model.tower.intermediate_size, model.decoder.hidden_size
+    layer = [*4 * [(width, width)], (inner, width), (width, inner)]
+    return layers * layer + [(hidden, width), (hidden, hidden)]
 
 
 def linear_bytes(shapes: list[tuple[int, int]], bits: int, block_size: int, activation_bytes: int) -> int:
@@ -92,12 +104,10 @@ def export_peak_rss_bytes(model: ModelSpec) -> int:
 
 
 def _vision_bytes(model: ModelSpec, weights: WeightSpec, activation_bytes: int) -> int:
-    tower, hidden = model.tower, model.decoder.hidden_size
-    layers = tower.layers_before(model.feature_layer)
-    width, mlp = tower.hidden_size, tower.intermediate_size
-    linear = 4 * layers * [(width, width)] + layers * [(mlp, width), (width, mlp)]
-    linear += [(hidden, width), (hidden, hidden)]
+    tower = model.tower
+    layers, width = tower.layers_before(model.feature_layer), tower.hidden_size
     patch_and_position = 3 * tower.patch_size**2 * width + (tower.patches + 1) * width
-    small = patch_and_position + layers * (9 * width + mlp)
-    stored = linear_bytes(linear, weights.vision_bits, weights.block_size, activation_bytes)
+    small = patch_and_position + layers * (9 * width + tower.intermediate_size)
+    shapes = vision_linear_shapes(model, layers)
+    stored = linear_bytes(shapes, weights.vision_bits, weights.block_size, activation_bytes)
     return stored + small * activation_bytes

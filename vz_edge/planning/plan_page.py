@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from vz_edge.pages import render
+from vz_edge.pages.bars import Piece, stack
 from vz_edge.planning.plan import Asked, Row
 from vz_edge.planning.plan_text import (
     digits,
@@ -42,16 +43,6 @@ TIME_X, TIME_WIDTH = 700, 190
 DECODE_X, DECODE_WIDTH = 970, 110
 TEXT_GAP = 8
 LIMIT_SHOWN = 1.6  # a limit that is further off than this many times the longest bar is written, not drawn
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A part of a bar."""
-
-    style: str
-    x: float
-    width: float
-    title: str
 
 
 @dataclass(frozen=True)
@@ -191,12 +182,12 @@ def _drawing(rows: Sequence[Row]) -> Drawing:
     bars = []
     for number, (row, reference) in enumerate(shown):
         panels = (
-            _stack(MEMORY_X, MEMORY_WIDTH / scale_bytes, _memory(row), gigabytes(row.memory.peak_bytes)),
-            _stack(TIME_X, TIME_WIDTH / longest_sec, _times(row), f"{digits(row.prediction.ttft_sec)} s"),
-            _stack(DECODE_X, DECODE_WIDTH / longest_token_sec, _decode(row), _milliseconds(row)),
+            (stack(MEMORY_X, MEMORY_WIDTH / scale_bytes, _memory(row)), gigabytes(row.memory.peak_bytes)),
+            (stack(TIME_X, TIME_WIDTH / longest_sec, _times(row)), f"{digits(row.prediction.ttft_sec)} s"),
+            (stack(DECODE_X, DECODE_WIDTH / longest_token_sec, _decode(row)), _milliseconds(row)),
         )
-        pieces = tuple(piece for found, _ in panels for piece in found)
-        totals = tuple(total for _, total in panels)
+        pieces = tuple(piece for (found, _), _ in panels for piece in found)
+        totals = tuple(Text(round(end + TEXT_GAP, 1), total) for (_, end), total in panels)
         bars.append(Bars(row.candidate.label, TOP + ROW * number, pieces, totals, reference))
     drawn_limit = MEMORY_X + MEMORY_WIDTH * limit / scale_bytes if limit <= scale_bytes else None
     far = "" if drawn_limit else ", beyond this scale →"
@@ -211,10 +202,6 @@ def _drawing(rows: Sequence[Row]) -> Drawing:
         # Near the left edge of the panel the text would run into the labels.
         max(drawn_limit or MEMORY_X + MEMORY_WIDTH, MEMORY_X + 90),
     )
-
-
-# What a bar is made of, in order: style, value, what the pointer shows.
-_Values = Iterable[tuple[str, float, str]]
 
 
 def _memory(row: Row) -> Iterator[tuple[str, float, str]]:
@@ -237,15 +224,6 @@ def _decode(row: Row) -> Iterator[tuple[str, float, str]]:
 
 def _milliseconds(row: Row) -> str:
     return f"{digits(1e3 * row.prediction.decode_sec_per_token)} ms"
-
-
-def _stack(x: int, scale: float, values: _Values, total: str) -> tuple[list[Piece], Text]:
-    """Pieces one after the other from ``x`` on, ``scale`` SVG units a byte or second, and the text after them."""
-    pieces, at = [], float(x)
-    for style, value, title in values:
-        pieces.append(Piece(style, round(at, 1), round(value * scale, 1), title))
-        at += value * scale
-    return pieces, Text(round(at + TEXT_GAP, 1), total)
 
 
 @dataclass(frozen=True)

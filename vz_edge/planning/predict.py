@@ -17,7 +17,7 @@ from vz_edge.bundle import WeightSpec
 from vz_edge.errors import DeviceError
 from vz_edge.planning.cost import decode_work, prefill_work, preprocess_pixels, vision_work
 from vz_edge.planning.devices import DeviceProfile
-from vz_edge.planning.memory import ACTIVATION_BYTES, bundle_bytes
+from vz_edge.planning.memory import ACTIVATION_BYTES, bundle_bytes, has_bitsandbytes
 from vz_edge.planning.question import Question, question_of
 from vz_edge.planning.resident import (
     MemoryPlan,
@@ -74,14 +74,15 @@ def predict(
 
     ``tokens`` is the budget, a total at the model's largest tile count, or None for all tokens; ``tiles`` the
     picture's, None for the most; ``runtime`` "onnxruntime" (this package's bundles) or "transformers" (the paper's
-    code). Raises BudgetError, RequestError, or DeviceError where the runtime has no figures for such a device.
+    code). A bundle with bitsandbytes weights does the bundle's work at the speed of transformers, which runs it.
+    Raises BudgetError, RequestError, or DeviceError where there are no figures for such a device.
     """
     if runtime not in RUNTIMES:
         raise DeviceError(f"no memory model for runtime '{runtime}'; there are: {', '.join(RUNTIMES)}")
     question = question_of(model, tokens, tiles, prompt_tokens, answer_tokens)
-    known = load_runtime(runtime)
-    efficiency = known.efficiency(device.device_class)
     published = runtime == "transformers"
+    known = load_runtime("transformers" if has_bitsandbytes(weights) else runtime)
+    efficiency = known.efficiency(device.device_class)
     target: Literal["cpu", "cuda"] = "cpu" if device.device_class == "cpu" else "cuda"
     memory = memory_plan(model, weights, question, device, runtime, selects=tokens is not None)
     # What is read to write a token; on a processor the bundle's bytes, which its bandwidth was measured with.
@@ -112,7 +113,7 @@ def memory_plan(
     """
     if runtime == "transformers":
         return transformers_memory(model, weights, question, selects)
-    if weights.quantizer in ("nf4", "int8"):
+    if has_bitsandbytes(weights):
         if device.device_class == "cpu":
             return bitsandbytes_cpu_memory(model, weights, question)
         return bitsandbytes_gpu_memory(model, weights, question, device.unified_memory)

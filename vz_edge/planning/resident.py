@@ -21,19 +21,18 @@ that code does; with 200 tokens of prompt the rows come out 5 % above to 5 % bel
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from vz_edge.bundle import WeightSpec
 from vz_edge.planning.memory import (
     ACTIVATION_BYTES,
-    NF4_BLOCK,
-    NF4_SCALES_BLOCK,
+    bitsandbytes_bytes,
     bundle_bytes,
     decoder_linear_shapes,
     embedding_rows,
     kv_cache_bytes_per_token,
     linear_bytes,
+    vision_linear_shapes,
 )
 from vz_edge.planning.question import Question, all_tokens, tile_counts
 from vz_edge.recipe import ModelSpec
@@ -209,13 +208,10 @@ def transformers_memory(model: ModelSpec, weights: WeightSpec, question: Questio
     """
     decoder, tower = model.decoder, model.tower
     table = embedding_rows(model) * decoder.hidden_size * 2
-    vision_layer = [(tower.hidden_size, tower.hidden_size)] * 4
-    vision_layer += [(tower.intermediate_size, tower.hidden_size), (tower.hidden_size, tower.intermediate_size)]
-    projector = [(decoder.hidden_size, tower.hidden_size), (decoder.hidden_size, decoder.hidden_size)]
     resident = {
-        "vision": _bitsandbytes_bytes(vision_layer * tower.layers + projector, weights.vision_bits),
+        "vision": _linear_in_segments(vision_linear_shapes(model, tower.layers), weights.vision_bits),
         "token_table": table,
-        "decoder": _bitsandbytes_bytes(_separate_shapes(model), weights.bits),
+        "decoder": _linear_in_segments(_separate_shapes(model), weights.bits),
         "lm_head": decoder.vocab_size * decoder.hidden_size * 2,
         "runtime": CUDA_CONTEXT_BYTES,
     }
@@ -268,18 +264,14 @@ def _scales_bytes(shapes: list[tuple[int, int]], bits: int, block_size: int) -> 
     return sum(outputs * (count * 4 + -(-count * bits // 8)) for outputs, count in blocks)
 
 
-def _bitsandbytes_bytes(shapes: list[tuple[int, int]], bits: int) -> int:
-    """Linear layers as fp16, LLM.int8() (a float32 scale a row) or NF4 with double quantisation, in segments."""
-    size: dict[int, Callable[[int, int], int]] = {
-        16: lambda outputs, inputs: _segment_bytes(2 * outputs * inputs),
-        8: lambda outputs, inputs: _segment_bytes(outputs * inputs) + 4 * outputs,
-        4: lambda outputs, inputs: (
-            _segment_bytes(outputs * inputs // 2)
-            + outputs * inputs // NF4_BLOCK
-            + 4 * outputs * inputs // (NF4_BLOCK * NF4_SCALES_BLOCK)
-        ),
-    }
-    return sum(size[bits](outputs, inputs) for outputs, inputs in shapes)
+def _linear_in_segments(shapes: list[tuple[int, int]], bits: int) -> int:
+    """Linear layers in fp16 or as bitsandbytes stores them, the weights of each in segments of its own."""
+    total = 0
+    for outputs, inputs in shapes:
+        weights = outputs * inputs * bits // 8
+        scales = 0 if bits == 16 else bitsandbytes_bytes([(outputs, inputs)], bits) - weights
+        total += _segment_bytes(weights) + scales
+    return total
 
 
 def _separate_shapes(model: ModelSpec) -> list[tuple[int, int]]:

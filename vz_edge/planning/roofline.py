@@ -11,7 +11,7 @@ or own measurement it comes from. Where there is none the source says "assumed" 
 >>> decoder = load_recipe("llava-next-13b").model.decoder
 >>> decode = decode_work(decoder, 512, weight_bytes=6_760_000_000, activation_bytes=2)
 >>> 1 / token_sec(decode, 4, board, load_runtime("onnxruntime").efficiency("jetson"))
-16.3...
+16.2...
 """
 
 from __future__ import annotations

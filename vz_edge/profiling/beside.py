@@ -29,8 +29,8 @@ def predict_bundle(
     """What ``device`` is predicted to do; ``tiles`` None: the most the model knows. Raises DeviceError, BudgetError."""
     manifest = bundle.manifest
     tokens = None if manifest.budget is None else manifest.budget.total(manifest.model.max_tiles)
-    runtime = "transformers" if manifest.format == "bnb" else "onnxruntime"
-    found = predict(manifest.model, manifest.weights, tokens, tiles, device, runtime, prompt_tokens, answer_tokens)
+    weights = manifest.weights
+    found = predict(manifest.model, weights, tokens, tiles, device, "onnxruntime", prompt_tokens, answer_tokens)
     return Predicted(
         device.name,
         {

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from vz_edge.pages import render
+from vz_edge.pages.bars import Piece, stack
 from vz_edge.profiling.run_report import STAGES, BundleRun, RunReport
 from vz_edge.profiling.run_table import TIME_LABELS, digits, rows, title
 
@@ -16,21 +17,12 @@ TTFT_PARTS = ("preprocess_sec", "vision_sec", "prefill_sec")
 
 
 @dataclass(frozen=True)
-class Part:
-    """A piece of a bar: where it starts and how long it is, in SVG units."""
-
-    label: str
-    start: float
-    length: float
-
-
-@dataclass(frozen=True)
 class Bar:
-    """One line of a chart: parts one after the other, and the whole as text."""
+    """One line of a chart, and the whole as text."""
 
     label: str
     total: str
-    parts: tuple[Part, ...]
+    pieces: tuple[Piece, ...]
     predicted: bool = False
 
 
@@ -103,10 +95,8 @@ def _chart(title: str, unit: str, scale: float, values: Iterable[_Values]) -> Ch
     longest = max(sum(value for _, value in bar.parts) for bar in drawn)
     bars = []
     for bar in drawn:
-        pieces, start = [], 0.0
-        for name, value in bar.parts:
-            length = BAR_WIDTH * value / longest
-            pieces.append(Part(f"{name} {digits(value / scale)} {unit}", round(start, 1), round(length, 1)))
-            start += length
-        bars.append(Bar(bar.label, f"{digits(bar.total / scale)} {unit}", tuple(pieces), bar.predicted))
+        parts = enumerate(bar.parts)
+        titled = [(f"p{n}", value, f"{name} {digits(value / scale)} {unit}") for n, (name, value) in parts]
+        pieces, _ = stack(0, BAR_WIDTH / longest, titled)
+        bars.append(Bar(bar.label, f"{digits(bar.total / scale)} {unit}", pieces, bar.predicted))
     return Chart(title, tuple(bars))

@@ -65,8 +65,10 @@ def title(run: BundleRun) -> str:
 
 
 def digits(value: float) -> str:
-    """Three significant digits, without an exponent."""
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}" if abs(value) >= 1e-3 else f"{value:.5f}"
+    """Three significant digits, below a thousandth five decimals: never an exponent."""
+    if abs(value) >= 100:
+        return f"{value:.0f}"
+    return f"{value:.3g}" if value == 0 or abs(value) >= 1e-3 else f"{value:.5f}"
 
 
 def _row(

@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu_configurations import ANSWER_TOKENS, PROMPT_TOKENS, WEIGHTS, Configuration
+from benchmarks.gpu.configurations import ANSWER_TOKENS, PROMPT_TOKENS, WEIGHTS, Configuration
 from benchmarks.make_checkpoint import model_of_shape
 from benchmarks.report import GB, Bar, Cell, Report, Samples
 from vz_edge.bundle import bitsandbytes_weights, default_weights
 from vz_edge.errors import DeviceError
-from vz_edge.planning.devices import DeviceProfile
+from vz_edge.planning.devices import DeviceProfile, device_names, load_device
 from vz_edge.planning.predict import Prediction, predict
 
 Found = Mapping[Configuration, Mapping[str, Any]]
@@ -176,6 +176,21 @@ def predictions(
         predicted,
         f"Predicted: `vz_edge.planning.predict` with the profile {profile.name}, transformers as runtime.",
     )
+
+
+def profile_of(device_name: str) -> DeviceProfile | None:
+    """The shipped profile of the card that torch calls ``device_name``; None where there is none.
+
+    Profiles are called after the card, then its memory where that is not clear: "NVIDIA A800-SXM4-80GB" is a800-80.
+    """
+    words = device_name.lower().replace("-", " ").split()
+    card = [word for word in words if word not in ("nvidia", "geforce", "pcie") and not word.startswith("sxm")]
+    card = [word for word in card if not word.endswith("gb") and not word.startswith("hbm")]
+    for name in device_names():
+        parts = name.split("-")
+        if card in (parts, parts[:-1]):
+            return load_device(name)
+    return None
 
 
 def peak_bytes(result: Mapping[str, Any]) -> int:

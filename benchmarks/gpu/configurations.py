@@ -37,7 +37,7 @@ class Configuration(NamedTuple):
 
 @dataclass(frozen=True)
 class Job:
-    """What one process measures: the model of that shape (make_checkpoint.py) with ``bits``, in ``ways``."""
+    """What one process measures: the model of that shape (benchmarks/make_checkpoint.py) with ``bits``, in ``ways``."""
 
     device: Device
     shape: str

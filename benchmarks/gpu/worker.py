@@ -1,6 +1,6 @@
 """One process of ``benchmarks.gpu``: a random model with one kind of weights, measured in several ways.
 
-    python -m benchmarks.gpu_worker JOB RESULTS
+    python -m benchmarks.gpu.worker JOB RESULTS
 
 JOB is a Job in JSON; a line of JSON is appended to RESULTS as soon as a way is measured, so that what was measured is
 there even where this process ends in native code. A way that failed has ``failure``, one line.
@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 
 import vz_edge
-from benchmarks.gpu_configurations import ANSWER_TOKENS, PROMPT_TOKENS, Job
-from benchmarks.gpu_gauge import GAUGES, Gauge
+from benchmarks.gpu.configurations import ANSWER_TOKENS, PROMPT_TOKENS, Job
+from benchmarks.gpu.gauge import GAUGES, Gauge
 from benchmarks.make_checkpoint import model_of_shape, write_configs
 from benchmarks.published_vision import published_features
 from benchmarks.random_model import DTYPE, random_model, stock_processor
