@@ -6,7 +6,7 @@ What the exporter offers goes through the exporter's own functions and bitsandby
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -15,26 +15,27 @@ from bitsandbytes import functional
 from benchmarks.quantizers import weight_of
 from vz_edge.host.bnb.quantize import int8_tensors, nf4_tensors
 from vz_edge.host.quant import QuantConfig, quantize
-from vz_edge.host.quant.chunks import CHUNK_VALUES
 from vz_edge.host.quant.pack import dequantize
-from vz_edge.host.quant.rtn import block_range
 from vz_edge.planning.memory import ACTIVATION_BYTES, bitsandbytes_bytes, linear_bytes
 
 Shapes = list[tuple[int, int]]
-SHRINKAGES = (1.0, 0.92, 0.84, 0.76, 0.68, 0.6)
+# Where mean squares of inputs come from: the exporter's own text and picture; text and pictures of the kind that the
+# model is asked about; tokens drawn at random; nowhere, so that all inputs count alike.
+EXPORT, ALIKE, RANDOM, UNIFORM = "the export's", "alike", "random tokens", "nothing"
 
 
 @dataclass(frozen=True)
 class Form:
     """One way: ``restore`` gives a float32 weight [out, in] as it comes back, ``size`` the bytes of layers on disk.
 
-    ``restore`` also takes the mean square of each of the layer's inputs [in], which most ways do without; ``size``
-    takes shapes and the bytes of an activation, which are those of a scale.
+    ``restore`` also takes the mean square of each of the layer's inputs [in], found on ``source``, which most ways do
+    without; ``size`` takes shapes and the bytes of an activation, which are those of a scale.
     """
 
     name: str
     restore: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     size: Callable[[Shapes, int], int]
+    source: str = UNIFORM
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,12 @@ class Setting:
         return 8 * size / sum(rows * columns for listed in layers.values() for rows, columns in listed)
 
 
-def blocks(bits: Literal[4, 8], block_size: int, method: Literal["rtn", "hqq"] = "rtn") -> Form:
+def blocks(bits: Literal[4, 8], block_size: int, method: Literal["rtn", "hqq", "weighted"] = "rtn") -> Form:
     """As the exporter quantises."""
     quant = QuantConfig(bits, block_size, method)
 
-    def restore(values: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-        q = quantize(weight_of(values), quant)
+    def restore(values: torch.Tensor, mean_squares: torch.Tensor) -> torch.Tensor:
+        q = quantize(weight_of(values, mean_squares), quant)
         return dequantize(q.packed, q.scales, q.zero_points, bits, values.shape[1])
 
     return Form(
@@ -80,7 +81,7 @@ def symmetric(block_size: int) -> Form:
     """Round to nearest to 4 bits with the zero point in the middle, which then need not be stored."""
 
     def restore(values: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-        cut = in_blocks(values, block_size)
+        cut = torch.nn.functional.pad(values, (0, -values.shape[1] % block_size)).unflatten(1, (-1, block_size))
         low, high = cut.amin(-1, keepdim=True), cut.amax(-1, keepdim=True)
         scales = torch.where(high > -low, high, low) / -8  # the value farthest from zero gets the lowest integer
         scales.masked_fill_(scales == 0, 1)
@@ -92,46 +93,11 @@ def symmetric(block_size: int) -> Form:
     return Form(f"RTN 4 bits/{block_size}, symmetric", restore, size)
 
 
-def weighted(block_size: int) -> Form:
-    """Round to nearest to 4 bits on grids searched for the least change of the layer's outputs.
-
-    A weight's squared error counts by the mean square of its input: the expected change of the outputs, were the
-    inputs uncorrelated (llama.cpp's importance matrix weighs so too). Each block takes the best of its range shrunk
-    to ``SHRINKAGES``, as it is and with the scale refitted by least squares. Stored as ``blocks`` does.
-    """
-    plain = blocks(4, block_size)
-
-    def restore(values: torch.Tensor, mean_squares: torch.Tensor) -> torch.Tensor:
-        importance = in_blocks(mean_squares[None], block_size)
-        rows = max(1, CHUNK_VALUES // values.shape[1])
-        chunks = [_searched(in_blocks(chunk, block_size), importance) for chunk in values.split(rows)]
-        return torch.cat(chunks).flatten(1)[:, : values.shape[1]]
-
-    return Form(f"{plain.name}, weighted", restore, plain.size)
-
-
-def _searched(cut: torch.Tensor, importance: torch.Tensor) -> torch.Tensor:
-    """Blocks [rows, blocks, block_size] on the best 4-bit grids for ``importance`` [1, blocks, block_size]."""
-    scales, zero_points = block_range(cut, 4)
-    best, least = cut, torch.full_like(scales, torch.inf)
-    for shrinkage in SHRINKAGES:
-        step = scales * shrinkage
-        for _ in range(2):
-            whole = (cut / step[..., None]).round_().add_(zero_points[..., None]).clamp_(0, 15)
-            whole.sub_(zero_points[..., None])
-            found = whole * step[..., None]
-            error = (importance * (cut - found).square()).sum(-1)
-            better = error < least
-            best, least = torch.where(better[..., None], found, best), torch.where(better, error, least)
-            weight = importance * whole
-            refitted = (weight * cut).sum(-1) / (weight * whole).sum(-1)
-            step = torch.where(refitted > 0, refitted, step)  # not a number where all are zeros: stays as it is
-    return best
-
-
-def in_blocks(values: torch.Tensor, block_size: int) -> torch.Tensor:
-    """[rows, columns] as [rows, blocks, block_size], padded with zeros."""
-    return torch.nn.functional.pad(values, (0, -values.shape[1] % block_size)).unflatten(1, (-1, block_size))
+def weighted(block_size: int, source: str = EXPORT) -> Form:
+    """As the exporter quantises to 4 bits by what layers are multiplied with, which ``source`` says."""
+    form = blocks(4, block_size, "weighted")
+    read = "" if source == EXPORT else f" by {source}"
+    return replace(form, name=f"weighted{read} 4 bits/{block_size}", source=source)
 
 
 def _nf4(values: torch.Tensor, _: torch.Tensor) -> torch.Tensor:

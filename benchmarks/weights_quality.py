@@ -32,21 +32,38 @@ import torch
 from benchmarks import smollm2
 from benchmarks.demo_accuracy import LONGEST_ANSWER_TOKENS, Pictured, pictures
 from benchmarks.report import REPORTS, Cell, Report, Samples
-from benchmarks.stored_weights import FP16, INT8, NF4, Setting, Shapes, blocks, symmetric, weighted
+from benchmarks.stored_weights import (
+    ALIKE,
+    EXPORT,
+    FP16,
+    INT8,
+    NF4,
+    RANDOM,
+    UNIFORM,
+    Setting,
+    Shapes,
+    blocks,
+    symmetric,
+    weighted,
+)
 from training.scenes import make_scenes
 from vz_edge import EdgeModel
 from vz_edge.backends.transformers_decoder import TransformersDecoder
 from vz_edge.bundle import MANIFEST
 from vz_edge.device.vision import VisionResult
 from vz_edge.host.bnb import linear_layers
+from vz_edge.host.calibration import TEXT as CALIBRATION
+from vz_edge.host.calibration import TEXT_TOKENS, calibration_embeds
 from vz_edge.host.checkpoint import Checkpoint
 from vz_edge.host.decoder_spec import decoder_config
 from vz_edge.host.export import ExportRequest, SilentProgress, plan_export, write_bundle
+from vz_edge.host.parity_picture import look
 from vz_edge.profiling.environment import busy_percent
 from vz_edge.recipe import DecoderSpec, load_recipe
 
 TEXT = ("statistics", "difflib", "textwrap", "heapq", "random", "subprocess", "shutil", "tempfile")
-OTHER_TEXT = ("doctest", "logging", "configparser")  # and other pictures: what weighted forms take mean squares of
+# What forms weighted by inputs "alike" take mean squares of: text and pictures of the same kind, but other ones.
+OTHER_TEXT = ("doctest", "logging", "configparser")
 OTHER_WINDOWS, OTHER_SCENES, OTHER_SEED = 3, 6, 91_000
 WINDOW_TOKENS = 512
 INPUTS = 256  # positions at which the error of a layer is taken
@@ -64,6 +81,8 @@ SETTINGS = [
     Setting(RTN_128, RTN_128),
     *(Setting(RTN_128, HEAD, {kind: blocks(8, 128)}) for kind in ("v_proj", "down_proj")),
     *(Setting(weighted(size), HEAD) for size in (32, 64, 128)),
+    Setting(weighted(128), weighted(128)),
+    *(Setting(weighted(128, source), HEAD) for source in (ALIKE, RANDOM, UNIFORM)),
 ]
 NOTES = (
     f"fp16 is what the GGUF file holds, whose layers are {smollm2.SOURCE}: compare rows, not with the perplexity of "
@@ -73,12 +92,12 @@ NOTES = (
     "Bits a weight are of LLaVA-1.5-7B's layers without lm_head, scales and zero points included. On the CPU scales, "
     "and layers that are not quantised, are fp32; on CUDA fp16.",
     "Most of SmolLM2's layers read 576 channels: four blocks of 128 and one of 64, which flatters the former a little.",
-    f"Weighted: each weight's error counts by the mean square of its input, taken on {OTHER_WINDOWS * WINDOW_TOKENS} "
-    f"other tokens ({', '.join(OTHER_TEXT)}) and {OTHER_SCENES} other scenes. It takes neither bytes nor time on a "
-    "device, and keeps more than any other way of its size. The exporter does not do it yet.",
+    "Weighted: each weight's error counts by the mean square of its input, taken on the exporter's own text (and, in "
+    f"vz-demo, its picture). By inputs alike: on {OTHER_WINDOWS * WINDOW_TOKENS} other tokens of the same kind "
+    f"({', '.join(OTHER_TEXT)}) and {OTHER_SCENES} other scenes. By nothing: all inputs count the same, so that only "
+    "the error of the weights is lowered.",
+    "Default: weighted at 4 bits. It takes neither bytes nor time on a device.",
     "Default: blocks of 128, for their speed on a processor (quantizers); smaller ones lose less and take more bytes.",
-    "Default: round to nearest. HQQ comes closer to the weights, and in most layers to the outputs, but not in blocks "
-    "of 128 of SmolLM2's q and k; its perplexity is no better in blocks of 32, and worse in larger ones.",
     "Default: lm_head at 8 bits, which costs nothing that shows here; 4 bits would cost nearly as much as all other "
     "layers together.",
     "vz-demo, which is trained for these questions, shows next to none of all this in its answers.",
@@ -99,7 +118,7 @@ class Replaceable:
         self._linears: dict[str, torch.nn.Linear] = linears
         self._original = {name: linear.weight.half() for name, linear in linears.items()}
         self._inputs: dict[str, torch.Tensor] = {}
-        self._mean_squares = {name: torch.ones(linear.in_features) for name, linear in linears.items()}
+        self._mean_squares = {UNIFORM: {name: torch.ones(linear.in_features) for name, linear in linears.items()}}
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -115,8 +134,8 @@ class Replaceable:
         self._inputs = {name: torch.cat(pieces) for name, pieces in read.items()}
 
     @contextmanager
-    def weighing(self) -> Iterator[None]:
-        """Take the mean squares of every layer's inputs, for forms that weigh by them."""
+    def weighing(self, source: str) -> Iterator[None]:
+        """Take the mean squares of every layer's inputs, for forms that weigh by this ``source``."""
         squares = {name: torch.zeros(linear.in_features) for name, linear in self._linears.items()}
         positions = dict.fromkeys(self._linears, 0)
 
@@ -126,7 +145,7 @@ class Replaceable:
 
         with self._watching(add):
             yield
-        self._mean_squares = {name: total / positions[name] for name, total in squares.items()}
+        self._mean_squares[source] = {name: total / positions[name] for name, total in squares.items()}
 
     @contextmanager
     def _watching(self, watch: Callable[[str, torch.Tensor], None]) -> Iterator[None]:
@@ -144,7 +163,8 @@ class Replaceable:
         """Give every layer the weights that ``setting`` leaves of it."""
         for name, linear in self._linears.items():
             form = setting.form(kind_of(name))
-            linear.weight.copy_(form.restore(self._original[name].float(), self._mean_squares[name]))
+            mean_squares = self._mean_squares[form.source][name]
+            linear.weight.copy_(form.restore(self._original[name].float(), mean_squares))
 
     @torch.inference_mode()
     def errors(self) -> dict[str, tuple[float, ...]]:
@@ -183,7 +203,8 @@ class Asked(NamedTuple):
 class Demo:
     """vz-demo with a decoder in torch, and questions about pictures that went through its vision graph once.
 
-    ``asked`` are those that count, ``others`` of scenes that are none of these.
+    ``asked`` are those that count, ``others`` of scenes that are none of these; ``calibration`` [1, n, hidden] is what
+    an export reads.
     """
 
     def __init__(self, work: Path, easy_vqa: int, scenes: int) -> None:
@@ -193,6 +214,8 @@ class Demo:
             write_bundle(plan, SilentProgress())
         bundle = EdgeModel.load(folder)
         self.decoder = torch_decoder(plan.checkpoint, plan.model.decoder)
+        seen = look(plan.checkpoint, plan.model, bundle.manifest.image, plan.budgets)
+        self.calibration = calibration_embeds(plan.checkpoint, bundle.chat.tokenizer, seen.patches)
         parts = (bundle.manifest, bundle.vision, bundle.chat, bundle.embedding)
         self._model = EdgeModel(*parts, TransformersDecoder(self.decoder), bundle.context_length, bundle.load_sec)
         self.asked = [self._seen(each) for each in pictures(easy_vqa, scenes, part=0, parts=1)]
@@ -233,15 +256,30 @@ class Outcome:
     answers: list[str]
 
 
+@torch.inference_mode()
+def weigh(text: Replaceable, tokenizer: Any, picture: Replaceable, demo: Demo) -> None:
+    """Take the mean squares of what the layers of both models read, from every source."""
+    ids = torch.tensor([tokenizer(CALIBRATION.read_text(encoding="utf-8"))["input_ids"][:TEXT_TOKENS]])
+    with text.weighing(EXPORT):
+        text.model(ids)
+    with picture.weighing(EXPORT):
+        picture.model(inputs_embeds=demo.calibration)
+    with text.weighing(ALIKE):
+        read_text(text.model, smollm2.windows(tokenizer, OTHER_TEXT, OTHER_WINDOWS, WINDOW_TOKENS))
+    with picture.weighing(ALIKE):
+        demo.answers(demo.others)
+    generator = torch.Generator().manual_seed(OTHER_SEED)
+    for model in (text, picture):
+        with model.weighing(RANDOM):
+            model.model(torch.randint(model.model.config.vocab_size, (1, TEXT_TOKENS), generator=generator))
+
+
 def measure(
-    text_model: Any, windows: torch.Tensor, other_windows: torch.Tensor, demo: Demo, settings: Sequence[Setting]
+    text_model: Any, tokenizer: Any, windows: torch.Tensor, demo: Demo, settings: Sequence[Setting]
 ) -> list[Outcome]:
     """The outcome of each setting. What layers read is taken from the models as they are."""
     models = {"SmolLM2": Replaceable(text_model), "vz-demo": Replaceable(demo.decoder)}
-    with models["SmolLM2"].weighing():
-        read_text(text_model, other_windows)
-    with models["vz-demo"].weighing():
-        demo.answers(demo.others)
+    weigh(models["SmolLM2"], tokenizer, models["vz-demo"], demo)
     with models["SmolLM2"].recording():
         read_text(text_model, windows[: -(-INPUTS // windows.shape[1])])
     with models["vz-demo"].recording():
@@ -332,12 +370,12 @@ def main() -> None:
     demo = Demo(arguments.work, arguments.easy_vqa, arguments.scenes)
     model, tokenizer = smollm2.load(smollm2.checkpoint(arguments.work))
     windows = smollm2.windows(tokenizer, TEXT, arguments.windows, WINDOW_TOKENS)
-    other_windows = smollm2.windows(tokenizer, OTHER_TEXT, OTHER_WINDOWS, WINDOW_TOKENS)
-    outcomes = measure(model, windows, other_windows, demo, SETTINGS[: arguments.settings])
+    outcomes = measure(model, tokenizer, windows, demo, SETTINGS[: arguments.settings])
+    scored = f"{len(outcomes[0].losses):,} tokens scored, {len(outcomes[0].answers):,} questions asked."
     shapes = layer_shapes(SIZED)
     rows = [row(outcome, outcomes[0], demo.asked, shapes) for outcome in outcomes]
     title = "Stored weights: what they cost trained models"
-    Report("weights_quality", title, busy, NOTES, rows).write(arguments.reports)
+    Report("weights_quality", title, busy, (scored, *NOTES), rows).write(arguments.reports)
     title = "Stored weights: the error of every kind of layer"
     Report("weights_quality_layers", title, busy, LAYER_NOTES, layer_rows(outcomes)).write(arguments.reports)
 

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.report import Report
 from benchmarks.smollm2 import documentation, shuffle_channels, windows
-from benchmarks.stored_weights import FP16, INT8, NF4, Form, Setting, blocks, symmetric, weighted
+from benchmarks.stored_weights import ALIKE, FP16, INT8, NF4, UNIFORM, Form, Setting, blocks, symmetric, weighted
 from benchmarks.weights_quality import (
     KINDS,
     SETTINGS,
@@ -117,22 +117,6 @@ def test_layers_apart_and_lm_head_have_their_own_form(model: LlamaForCausalLM) -
     assert max(errors["down_proj"]) == 0 < errors["lm_head"][0] < 0.02 < min(errors["q_proj"])
 
 
-@pytest.mark.parametrize("block_size", [32, 128])
-def test_weighted_grids_lower_the_weighted_error_of_every_block(block_size: int) -> None:
-    torch.manual_seed(0)
-    values = torch.distributions.StudentT(4.0).sample((32, 256)) * 0.02
-    values[0] = 0
-    mean_squares = torch.logspace(-2, 2, 256)[torch.randperm(256)]
-    errors = {}
-    for form in (blocks(4, block_size), weighted(block_size)):
-        restored = form.restore(values.clone(), mean_squares)
-        cut = restored.view(-1, block_size)
-        assert all(len(block.unique()) <= 16 for block in cut) and not restored[0].any()
-        errors[form.name] = (mean_squares * (restored - values).square()).view(-1, block_size).sum(-1)
-    plain, searched = errors.values()
-    assert (searched <= plain * 1.001).all() and searched.sum() < 0.75 * plain.sum()
-
-
 def test_mean_squares_are_those_of_what_a_layer_reads(model: LlamaForCausalLM) -> None:
     read, seen = [], []
 
@@ -142,11 +126,23 @@ def test_mean_squares_are_those_of_what_a_layer_reads(model: LlamaForCausalLM) -
 
     model.model.layers[1].mlp.down_proj.register_forward_pre_hook(lambda _, arguments: read.append(arguments[0][0]))
     replaceable = Replaceable(model)
-    with replaceable.weighing():
+    with replaceable.weighing(ALIKE):
         model(IDS)
         model(IDS[:, :7])
-    replaceable.replace(Setting(FP16, FP16, {"down_proj": Form("spy", restore, FP16.size)}))
+    for source in (ALIKE, UNIFORM):
+        replaceable.replace(Setting(FP16, FP16, {"down_proj": Form("spy", restore, FP16.size, source)}))
     assert torch.allclose(seen[1], torch.cat(read).square().mean(0))
+    assert torch.equal(seen[3], torch.ones(192))
+
+
+def test_weighted_forms_round_by_what_layers_read() -> None:
+    values = torch.randn(8, 256, generator=torch.Generator().manual_seed(0))
+    mean_squares = torch.logspace(-2, 2, 256)[torch.randperm(256, generator=torch.Generator().manual_seed(1))]
+    errors = [
+        (mean_squares * (form.restore(values, mean_squares) - values).square()).sum()
+        for form in (weighted(32), blocks(4, 32))
+    ]
+    assert errors[0] < 0.8 * errors[1]
 
 
 @pytest.mark.parametrize("target", ["cpu", "cuda"])
