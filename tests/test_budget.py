@@ -35,6 +35,13 @@ def test_a_refusal_names_totals_that_are_possible_and_nearest(total: int, tiles:
         assert min(abs(n - total) for n in nearest) == min(abs(n - total) for n in possible)
 
 
+def test_a_refusal_names_the_option_and_all_where_there_are_such() -> None:
+    with pytest.raises(BudgetError, match=r"^tokens 321 is impossible for a model of 5 tile.*nearest: 320 or 325$"):
+        split_tokens(321, 5, 576)
+    with pytest.raises(BudgetError, match=r"^--tokens 321 is impossible .*nearest: 320 or 325 \(or 'all'\)$"):
+        parse_tokens("321", 5, 576)
+
+
 @pytest.mark.parametrize(("dominant", "contextual"), [(1, 4), (577, 1), (54, 0), (570, 8), (-3, 5)])
 def test_impossible_counts_a_tile_are_refused(dominant: int, contextual: int) -> None:
     with pytest.raises(BudgetError, match="choose"):

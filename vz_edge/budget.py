@@ -44,9 +44,9 @@ def split_tokens(total: int, max_tiles: int, patches: int) -> TokenBudget:
     per_tile, remainder = divmod(total, max_tiles)
     if remainder or not SMALLEST_PER_TILE <= per_tile <= patches:
         raise BudgetError(
-            f"--tokens {total} is impossible for a model of {max_tiles} tile(s) with {patches} patches each: "
+            f"tokens {total} is impossible for a model of {max_tiles} tile(s) with {patches} patches each: "
             f"the total must be a multiple of {max_tiles} from {SMALLEST_PER_TILE * max_tiles} to "
-            f"{patches * max_tiles}; nearest: {' or '.join(map(str, _nearest(total, max_tiles, patches)))} (or 'all')"
+            f"{patches * max_tiles}; nearest: {' or '.join(map(str, _nearest(total, max_tiles, patches)))}"
         )
     dominant = round(per_tile * DOMINANT_SHARE)
     return check_budget(TokenBudget(dominant, per_tile - dominant), patches)
@@ -58,7 +58,10 @@ def parse_tokens(text: str, max_tiles: int, patches: int) -> TokenBudget | None:
         return None
     if not text.isdecimal():
         raise BudgetError(f"--tokens {text}: expected a whole number or 'all'")
-    return split_tokens(int(text), max_tiles, patches)
+    try:
+        return split_tokens(int(text), max_tiles, patches)
+    except BudgetError as error:
+        raise BudgetError(f"--{error} (or 'all')") from error  # which begins with "tokens 321"
 
 
 def parse_budgets(text: str, max_tiles: int, patches: int) -> tuple[TokenBudget, ...]:

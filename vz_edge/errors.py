@@ -27,7 +27,7 @@
     ├── InsufficientMemoryError  a bundle that does not fit into this machine's memory
     ├── ServeError             a server that cannot start as it was told to
     ├── MeasurementError       a measurement that broke off, or that cannot be compared
-    └── DependencyError        an optional package is needed and absent
+    └── DependencyError        an optional package is needed and absent, or does not import
 
 A message says what was wrong, what was expected and what to do, in one line. The command line prints
 that line and exits with status 2.
@@ -137,4 +137,4 @@ class MeasurementError(VzEdgeError):
 
 
 class DependencyError(VzEdgeError):
-    """An optional package is needed and absent."""
+    """An optional package is needed and absent, or its build does not fit the machine."""

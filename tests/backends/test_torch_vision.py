@@ -159,5 +159,12 @@ def test_a_graph_that_was_cut_off_is_corrupt(exported: Exported, tmp_path: Path,
 
 def test_a_graph_of_another_model_is_corrupt(exported: Exported, tmp_path: Path) -> None:
     other = export(tmp_path, "llava_next", BUDGET, num_hidden_layers=2)
-    with pytest.raises(CorruptBundleError, match=r"has not the weights that the manifest describes .*layers\.1"):
+    with pytest.raises(CorruptBundleError, match=r"not the weights that the manifest describes \(Missing.*layers\.1"):
         TorchVision.open(other.folder, exported.manifest, "cpu")
+
+
+def test_a_manifest_of_an_impossible_tower_is_corrupt(exported: Exported) -> None:
+    tower = dataclasses.replace(exported.manifest.model.tower, heads=5)
+    model = dataclasses.replace(exported.manifest.model, tower=tower)
+    with pytest.raises(CorruptBundleError, match=r"the manifest describes \(.*64.* heads \(5\).*export the bundle"):
+        TorchVision.open(exported.folder, dataclasses.replace(exported.manifest, model=model), "cpu")

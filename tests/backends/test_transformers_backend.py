@@ -71,6 +71,18 @@ def test_what_is_missing_is_named_with_how_to_install_it(monkeypatch: pytest.Mon
         require_packages("running it")
 
 
+@pytest.mark.parametrize("error", [OSError("libcudart.so.12: no such file"), ImportError("needs\nnumpy 2")], ids=repr)
+def test_what_does_not_import_is_named_with_the_way_round(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def import_module(name: str) -> None:
+        if name == "accelerate":
+            raise error
+
+    monkeypatch.setattr(transformers_backend.importlib, "import_module", import_module)
+    reason = " ".join(str(error).split())
+    with pytest.raises(DependencyError, match=rf"^running it needs accelerate, .* \({reason}\); install a build.*onnx"):
+        require_packages("running it")
+
+
 def test_a_kernel_that_fails_is_named_with_the_way_round(monkeypatch: pytest.MonkeyPatch) -> None:
     died = Outcome(None, "the process ended with status 1 (named symbol not found)")
     monkeypatch.setattr(transformers_backend, "kernel_trial", lambda bits, device: died)
@@ -108,5 +120,5 @@ def test_where_the_language_model_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_checkpoint_that_transformers_cannot_load_is_corrupt(tmp_path: Path) -> None:
-    with pytest.raises(CorruptBundleError, match="cannot be loaded by transformers"):
+    with pytest.raises(CorruptBundleError, match=r"cannot be loaded by transformers .*export the bundle again"):
         load_language_model(tmp_path, "cpu")

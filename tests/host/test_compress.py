@@ -35,7 +35,7 @@ from tests.host.compressing import (
     tower_layers,
     vision_inputs,
 )
-from vz_edge import BudgetError, CompressionError, RequestError, UnsupportedModelError
+from vz_edge import BudgetError, CompressionError, DependencyError, RequestError, UnsupportedModelError
 from vz_edge.device.image import token_count
 from vz_edge.host.checkpoint import Checkpoint
 from vz_edge.host.compressed_model import TILES_AT_ONCE
@@ -261,8 +261,9 @@ def test_the_processor_counts_alike_in_prompts_and_on_request(plain: Plain) -> N
 
 
 def test_other_models_are_refused(plain: Plain, tmp_path: Path) -> None:
-    for other in (torch.nn.Linear(1, 1), plain.model.model, None):
-        with pytest.raises(UnsupportedModelError, match="LlavaForConditionalGeneration and LlavaNextForConditional"):
+    expected = r"expected transformers' LlavaForConditionalGeneration or LlavaNextForConditional.*from_pretrained"
+    for other in (torch.nn.Linear(1, 1), plain.model.model, "llava-hf/llava-1.5-7b-hf", None):
+        with pytest.raises(UnsupportedModelError, match=f"^a model of class {type(other).__name__} .*{expected}"):
             vz_edge.compress(other, plain.processor)
 
 
@@ -284,17 +285,20 @@ def test_other_configs_are_refused(plain: Plain, name: str, value: Any, message:
         vz_edge.compress(model, plain.processor)
 
 
-@pytest.mark.parametrize("tokens", [None, "all", 60.0, True])
+@pytest.mark.parametrize("tokens", [None, "all", "60", 60.0, True])
 def test_all_tokens_are_the_plain_model(plain: Plain, tokens: Any) -> None:
     model = copy.deepcopy(plain.model)
-    with pytest.raises(BudgetError, match=r"expected a whole number.*was not compressed"):
+    with pytest.raises(BudgetError, match=r"expected a whole number \(int\).*was not compressed"):
         vz_edge.compress(model, plain.processor, tokens)
     assert set(vars(model.model)) == set(vars(plain.model.model))
 
 
 def test_an_impossible_budget(plain: Plain) -> None:
-    with pytest.raises(BudgetError, match="nearest"):
-        vz_edge.compress(copy.deepcopy(plain.model), plain.processor, tokens=1000)
+    model = copy.deepcopy(plain.model)
+    for tokens in (0, -5, 1000):
+        with pytest.raises(BudgetError, match=rf"^tokens {tokens} is impossible .*nearest: \d+$"):
+            vz_edge.compress(model, plain.processor, tokens)
+    assert set(vars(model.model)) == set(vars(plain.model.model))
 
 
 def test_another_models_processor_is_refused(plain: Plain, tmp_path: Path) -> None:
@@ -303,9 +307,11 @@ def test_another_models_processor_is_refused(plain: Plain, tmp_path: Path) -> No
     stranger = Plain(tmp_path, other_family).processor
     with pytest.raises(CompressionError, match=rf"{type(stranger).__name__} does not belong.*AutoProcessor"):
         vz_edge.compress(model, stranger, TOTAL[plain.family])
-    with pytest.raises(CompressionError, match="does not belong to this model; expected a Llava"):
-        vz_edge.compress(model, plain.processor.tokenizer, TOTAL[plain.family])
+    for other in (plain.processor.tokenizer, plain.processor.image_processor, None):
+        with pytest.raises(CompressionError, match="does not belong to this model; expected a Llava"):
+            vz_edge.compress(model, other, TOTAL[plain.family])
     for change in (
+        lambda processor: setattr(processor, "image_processor", None),
         lambda processor: setattr(processor.image_processor, "crop_size", {"height": 56, "width": 56}),
         lambda processor: setattr(processor, "patch_size", 16),
         lambda processor: setattr(processor, "image_token_id", 7),
@@ -341,11 +347,14 @@ def test_prompts_and_pictures_that_do_not_match(plain: Plain) -> None:
         inputs["pixel_values"] = inputs["pixel_values"][:, :2]
         with pytest.raises(RequestError, match=r"of shape \[1, 2, 3, 84, 84\] do not belong to image_sizes.*\[5\]"):
             model(**inputs)
+        del inputs["image_sizes"]
+        with pytest.raises(RequestError, match="pixel_values came without image_sizes"):
+            model(**inputs)
 
 
 def test_restoring_what_is_not_compressed(plain: Plain) -> None:
-    for other in (plain.model, plain.model.model, torch.nn.Linear(1, 1), None):
-        with pytest.raises(CompressionError, match="is not compressed, so there is nothing to restore"):
+    for other in (plain.model, plain.model.model, plain.compressed()[1], torch.nn.Linear(1, 1), None):
+        with pytest.raises(CompressionError, match="is not a compressed model, so there is nothing to restore"):
             vz_edge.restore(other)
 
 
@@ -359,6 +368,15 @@ def test_the_oracle_of_the_other_tests(plain: Plain) -> None:
         features, kept = features_by_hooks(plain.model, plain, values, columns)
         assert torch.equal(found.kept[number], kept)
         torch.testing.assert_close(found.pooler_output[number], features, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("missing", ["torch", "transformers"])
+def test_what_is_missing_is_named_with_how_to_install_it(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    monkeypatch.delitem(sys.modules, "vz_edge.host.compress")
+    monkeypatch.setitem(sys.modules, missing, None)
+    for name in ("compress", "restore"):
+        with pytest.raises(DependencyError, match=rf"needs torch and transformers 5 .*{missing}.*'vz-edge\[export\]'"):
+            getattr(vz_edge, name)
 
 
 def test_importing_the_package_does_not_import_torch() -> None:

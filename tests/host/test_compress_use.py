@@ -23,6 +23,7 @@ from tests.host.compressing import (
     vision_inputs,
 )
 
+REPOSITORY = Path(__file__).parents[2]
 NEW_TOKENS = 6
 GREEDY = {"do_sample": False, "max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS}
 
@@ -194,3 +195,17 @@ def test_weights_on_disk(plain: Plain, tmp_path: Path) -> None:
     for found, wanted in zip(model.get_image_features(**vision_inputs(inputs)).pooler_output, expected, strict=True):
         torch.testing.assert_close(found, wanted)
     assert answers(model, inputs_of(processor)) == answers(exact, inputs_of(processor))
+
+
+def test_the_example_of_the_documentation_runs_as_written(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (REPOSITORY / "docs" / "transformers.md").read_text(encoding="utf-8")
+    example = text.split("```python\n")[1].split("```")[0]
+    for written, here in (
+        ("llava-hf/llava-v1.6-vicuna-7b-hf", REPOSITORY / "export" / "vz-demo"),
+        ("street.jpg", REPOSITORY / "examples" / "scene.png"),
+        ("What is in the picture?", "Is there a circle?"),
+    ):
+        assert written in example
+        example = example.replace(written, str(here))
+    exec(compile(example, "docs/transformers.md", "exec"), {})
+    assert capsys.readouterr().out.strip() == "yes"

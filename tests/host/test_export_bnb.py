@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,7 @@ from vz_edge.device.verify import look_again
 from vz_edge.errors import CorruptBundleError, DependencyError, ExportError, RequestError, VzEdgeError
 from vz_edge.host import parity
 from vz_edge.host.export import ExportRequest, SilentProgress, plan_export, resolve_weights, write_bundle
+from vz_edge.host.parity_picture import look
 from vz_edge.planning.memory import bundle_bytes
 
 pytest.importorskip("bitsandbytes")
@@ -118,6 +120,12 @@ def test_vision_in_torch_needs_no_onnxruntime(folder: Path, monkeypatch: pytest.
     assert EdgeModel.load(folder / "bnb4", vision="torch").ask(PICTURE, "what?", max_new_tokens=2).image_tokens == 90
     with pytest.raises(RequestError, match=r"vision 'jax' is unknown; expected 'onnx' \(ONNX Runtime\) or 'torch'"):
         EdgeModel.load(folder / "bnb4", vision="jax")  # type: ignore[arg-type]
+
+
+def test_a_processor_that_torch_has_not_is_named_before_onnxruntimes(folder: Path) -> None:
+    for provider, said in (("cuda", r"no CUDA device here; .*--provider cpu"), ("dml", "torch runs it; take")):
+        done = vz_edge("run", folder / "bnb4", "what?", "--provider", provider)
+        assert done.returncode == 2 and re.search(rf"cannot run on '{provider}': .*{said}", done.stderr), done.stderr
 
 
 @pytest.mark.parametrize("reason", ["named symbol not found", "the process ended with status 1"])
@@ -218,6 +226,7 @@ def test_only_the_first_layers_of_a_large_decoder_are_compared(
     monkeypatch.setattr(parity, "FIRST_LAYERS", 1)
     manifest = read_manifest(folder / "bnb4")
     checkpoint = plan_export(ExportRequest(str(folder / "checkpoint"), tmp_path / "never")).checkpoint
-    record = parity.check_parity(folder / "bnb4", manifest, checkpoint)["decoder"]
+    expected = look(checkpoint, manifest.model, manifest.image, manifest.budgets)
+    record = parity.check_parity(folder / "bnb4", manifest, checkpoint, expected)["decoder"]
     assert (record["layers"], record["output"], record["top_token"]) == (1, "residual", None)
     assert 0 < record["relative_error"] < 0.3

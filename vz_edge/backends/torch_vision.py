@@ -21,6 +21,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from vz_edge.backends.graph_weights import read_weights
 from vz_edge.budget import TokenBudget
 from vz_edge.bundle import Manifest
+from vz_edge.device.doctor.process import one_line
 from vz_edge.device.image import ImageSource, Tiles, load_image, make_tiles, vanilla_token_order
 from vz_edge.device.mapped import MappedWeights
 from vz_edge.device.vision import VisionResult
@@ -72,14 +73,16 @@ class TorchVision:
         They are float32 on the CPU, where products in fp16 are slow, and in the graph's precision on CUDA.
         """
         file = folder / "vision.onnx"
-        with init_empty_weights(include_buffers=False):
-            path = VisionPath(manifest.model)
+        weights = read_weights(file)
         try:
-            path.load_state_dict(_in_transformers_terms(read_weights(file)), assign=True)
-        except RuntimeError as error:
+            with init_empty_weights(include_buffers=False):
+                path = VisionPath(manifest.model)
+            path.load_state_dict(_in_transformers_terms(weights), assign=True)
+        except Exception as error:  # each check in transformers has its own exception; torch's is RuntimeError
+            reason = str(error).removeprefix("Error(s) in loading state_dict for VisionPath:")
             raise CorruptBundleError(
-                f"{file} has not the weights that the manifest describes ({' '.join(str(error).split())[:200]}); "
-                "export the bundle again"
+                f"{file} has not the weights that the manifest describes ({one_line(reason)}); copy or export the "
+                "bundle again"
             ) from error
         path = path.requires_grad_(False).eval().to(device, torch.float32 if device == "cpu" else None)
         return cls(path, MappedWeights(folder / "vision.onnx.data"), manifest)

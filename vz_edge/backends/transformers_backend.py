@@ -5,6 +5,7 @@ The language model runs in transformers; vision in ONNX Runtime, or in torch bes
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import logging
 from collections.abc import Iterator, Sequence
@@ -44,11 +45,14 @@ class TransformersBackend:
     def choose(
         cls, folder: Path, providers: Sequence[str] | None, manifest: Manifest, vision: VisionRuntime
     ) -> TransformersBackend:
-        """Check packages and kernels. Raises DependencyError and ProviderError."""
+        """Check packages, kernels and files. Raises DependencyError, ProviderError and CorruptBundleError."""
         require_packages(f"{folder} has bitsandbytes weights, and running them")
-        vision_providers = None if vision == "torch" else _vision_providers(providers, manifest.target)
+        from vz_edge.backends.language_model_files import check_language_model
+
         device = choose_device(providers, manifest.target)
+        vision_providers = None if vision == "torch" else _vision_providers(providers, manifest.target)
         require_kernel(manifest.weights.bits, device)
+        check_language_model(folder / LANGUAGE_MODEL, manifest)
         return cls(device, vision_providers)
 
     def open(self, folder: Path, threads: int | None) -> Decoder:
@@ -75,13 +79,21 @@ class TransformersBackend:
 
 
 def require_packages(what: str) -> None:
-    """Raise DependencyError where a package is missing; ``what`` needs them."""
+    """Raise DependencyError where a package is missing or does not import; ``what`` needs them."""
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise DependencyError(
             f"{what} needs {', '.join(missing)}, not installed here; pip install 'vz-edge[bnb]', or export with "
             "--format onnx, which runs without"
         )
+    for name in (name for name in PACKAGES if name != "bitsandbytes"):  # which the trial of its kernel imports
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # whatever a package raises whose libraries are not on this machine
+            raise DependencyError(
+                f"{what} needs {name}, which cannot be imported here ({one_line(error)}); install a build of it for "
+                "this machine, or export with --format onnx, which runs without"
+            ) from error
 
 
 def choose_device(providers: Sequence[str] | None, target: Literal["cpu", "cuda"]) -> Device:
@@ -155,7 +167,9 @@ def load_language_model(folder: Path, device: Device, layers: int | None = None)
                 output_loading_info=True,
             )
     except Exception as error:  # transformers, accelerate and safetensors have no common base class
-        raise CorruptBundleError(f"{folder} cannot be loaded by transformers ({one_line(error)})") from error
+        raise CorruptBundleError(
+            f"{folder} cannot be loaded by transformers ({one_line(error)}); copy or export the bundle again"
+        ) from error
     if found["missing_keys"]:
         raise CorruptBundleError(
             f"{folder} lacks {', '.join(sorted(found['missing_keys'])[:3])}...; export the bundle again"

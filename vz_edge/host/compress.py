@@ -12,15 +12,24 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from transformers import (
-    LlavaForConditionalGeneration,
-    LlavaNextForConditionalGeneration,
-    LlavaNextProcessor,
-    LlavaProcessor,
-)
-
 from vz_edge.budget import split_tokens
-from vz_edge.errors import BudgetError, CompressionError, UnsupportedModelError
+from vz_edge.device.doctor.process import one_line
+from vz_edge.errors import BudgetError, CompressionError, DependencyError, UnsupportedModelError
+
+try:
+    import torch  # noqa: F401
+    from transformers import (
+        LlavaForConditionalGeneration,
+        LlavaNextForConditionalGeneration,
+        LlavaNextProcessor,
+        LlavaProcessor,
+    )
+except (ImportError, OSError) as error:  # OSError: a build of torch whose libraries are not on this machine
+    raise DependencyError(
+        f"vz_edge.compress needs torch and transformers 5 or later, which cannot be imported here ({one_line(error)}); "
+        "pip install 'vz-edge[export]'"
+    ) from error
+
 from vz_edge.host.compressed_model import Compression, attach, compression_of, detach
 from vz_edge.host.compressed_processor import compressed, uncompressed
 from vz_edge.host.model_config import TOWER_TYPES, feature_layer, require, tower_spec
@@ -71,8 +80,8 @@ def restore(model: Any) -> None:
     inner = getattr(model, "model", None)
     if compression_of(inner) is None:
         raise CompressionError(
-            f"this {type(model).__name__} is not compressed, so there is nothing to restore; expected a model that was "
-            "given to vz_edge.compress"
+            f"this {type(model).__name__} is not a compressed model, so there is nothing to restore; expected the "
+            "model that was given to vz_edge.compress"
         )
     detach(inner)
 
@@ -82,9 +91,9 @@ def _family(model: Any) -> str:
         if isinstance(model, classes.model):
             return family
     raise UnsupportedModelError(
-        f"a {type(model).__name__} cannot be compressed; supported are transformers' "
-        f"{' and '.join(classes.model.__name__ for classes in CLASSES.values())} (where PEFT or torch.compile has "
-        "wrapped one, pass the model inside)"
+        f"a model of class {type(model).__name__} cannot be compressed; expected transformers' "
+        f"{' or '.join(classes.model.__name__ for classes in CLASSES.values())}, loaded with from_pretrained (where "
+        "PEFT or torch.compile has wrapped one, pass the model inside)"
     )
 
 
@@ -94,8 +103,8 @@ def _compression(family: str, config: Any, tokens: Any) -> Compression:
     require("vision_feature_select_strategy", config.vision_feature_select_strategy, "default")
     if isinstance(tokens, bool) or not isinstance(tokens, int):
         raise BudgetError(
-            f"tokens={tokens!r}: expected a whole number, the total of a picture; a model with all tokens is the one "
-            "that was not compressed"
+            f"tokens={tokens!r}: expected a whole number (int), the total of a picture; a model with all tokens is the "
+            "one that was not compressed"
         )
     tower = tower_spec(config.vision_config)
     layer = feature_layer(config.vision_feature_layer, tower)
@@ -113,7 +122,8 @@ def _check_processor(processor: Any, config: Any, compression: Compression) -> N
             f"a {type(processor).__name__} does not belong to this model; expected a {expected.__name__}: load it "
             "from the model's own checkpoint, with AutoProcessor.from_pretrained"
         )
-    crop = processor.image_processor.crop_size
+    image_processor = processor.image_processor
+    crop = getattr(image_processor, "crop_size", None)
     side = compression.tower.image_size
     found_and_expected: dict[str, tuple[Any, Any]] = {
         "tile size": (crop and (crop["height"], crop["width"]), (side, side)),
@@ -121,7 +131,8 @@ def _check_processor(processor: Any, config: Any, compression: Compression) -> N
         "image token id": (processor.image_token_id, config.image_token_id),
     }
     if compression.grid_pinpoints:
-        pinpoints = tuple(tuple(pinpoint) for pinpoint in processor.image_processor.image_grid_pinpoints)
+        given = getattr(image_processor, "image_grid_pinpoints", None) or ()
+        pinpoints = tuple(tuple(pinpoint) for pinpoint in given)
         found_and_expected["image_grid_pinpoints"] = pinpoints, compression.grid_pinpoints
     for what, (found, wanted) in found_and_expected.items():
         if found != wanted:

@@ -130,7 +130,7 @@ class LlavaNextFeatures(_MethodOf):
     def __call__(
         self,
         pixel_values: Tensor,
-        image_sizes: Tensor,
+        image_sizes: Tensor | None = None,
         vision_feature_layer: int | None = None,
         vision_feature_select_strategy: str | None = None,
         **kwargs: Any,
@@ -141,6 +141,11 @@ class LlavaNextFeatures(_MethodOf):
         pictures after one another; ``image_sizes`` [pictures, 2] are (height, width). Raises RequestError.
         """
         _check_request(self.config, vision_feature_layer, vision_feature_select_strategy)
+        if image_sizes is None:
+            raise RequestError(
+                "pixel_values came without image_sizes, which say how a picture was tiled; pass both on as the "
+                "processor made them"
+            )
         compression: Compression = self.model.compression
         grids = [compression.grid(*size) for size in torch.as_tensor(image_sizes).tolist()]
         pixel_values, tiles = _without_padding(pixel_values, [1 + columns * rows for columns, rows in grids])

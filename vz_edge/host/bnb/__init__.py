@@ -15,12 +15,12 @@ from typing import Any, Literal
 import torch
 
 from vz_edge.backends.bitsandbytes_trial import OUTLIER_THRESHOLD
+from vz_edge.backends.language_model_files import NF4_BLOCK, linear_layers, plain_tensors
 from vz_edge.errors import UnsupportedModelError
-from vz_edge.host.bnb.quantize import NF4_BLOCK, int8_tensors, nf4_tensors
-from vz_edge.host.checkpoint import Checkpoint
+from vz_edge.host.bnb.quantize import int8_tensors, nf4_tensors
+from vz_edge.host.checkpoint import Checkpoint, canonical_name
 from vz_edge.host.decoder_spec import decoder_config
 from vz_edge.host.shards import write_shards
-from vz_edge.host.weight import Weight
 from vz_edge.recipe import DecoderSpec
 
 # On a processor the language model runs in bf16: fp16 products of several rows are 50 times slower there.
@@ -88,35 +88,6 @@ def quantization_config(bits: Literal[4, 8], dtype: torch.dtype) -> dict[str, An
     return found
 
 
-def linear_layers(spec: DecoderSpec) -> Iterator[tuple[str, int, int, bool]]:
-    """(name, outputs, inputs, whether it has a bias) of every layer that is quantised."""
-    hidden, inner = spec.hidden_size, spec.intermediate_size
-    queries, keys = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
-    for number in range(spec.layers):
-        layer = f"language_model.layers.{number}"
-        yield f"{layer}.self_attn.q_proj", queries, hidden, spec.qkv_bias
-        yield f"{layer}.self_attn.k_proj", keys, hidden, spec.qkv_bias
-        yield f"{layer}.self_attn.v_proj", keys, hidden, spec.qkv_bias
-        yield f"{layer}.self_attn.o_proj", hidden, queries, spec.output_bias
-        yield f"{layer}.mlp.gate_proj", inner, hidden, spec.mlp_bias
-        yield f"{layer}.mlp.up_proj", inner, hidden, spec.mlp_bias
-        yield f"{layer}.mlp.down_proj", hidden, inner, spec.mlp_bias
-
-
-def _plain_weights(checkpoint: Checkpoint, spec: DecoderSpec) -> Iterator[Weight]:
-    hidden = spec.hidden_size
-    yield checkpoint.weight("language_model.embed_tokens.weight", (spec.vocab_size, hidden))
-    if not spec.tie_word_embeddings:
-        yield checkpoint.weight("lm_head.weight", (spec.vocab_size, hidden))
-    for number in range(spec.layers):
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            yield checkpoint.weight(f"language_model.layers.{number}.{norm}.weight", (hidden,))
-    yield checkpoint.weight("language_model.norm.weight", (hidden,))
-    for name, rows, _, has_bias in linear_layers(spec):
-        if has_bias:
-            yield checkpoint.weight(f"{name}.bias", (rows,))
-
-
 def _tensors(
     checkpoint: Checkpoint,
     spec: DecoderSpec,
@@ -125,21 +96,17 @@ def _tensors(
     progress: Callable[[str, int], None],
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Every tensor of the checkpoint, under transformers' names, made when it is asked for."""
-    for weight in _plain_weights(checkpoint, spec):
-        tensor = weight.load().to(dtype)
-        yield _stock_name(weight.name), tensor
-        progress(weight.name, tensor.nbytes)
+    for name, shape in plain_tensors(spec):
+        tensor = checkpoint.weight(canonical_name(name), shape).load().to(dtype)
+        yield name, tensor
+        progress(name, tensor.nbytes)
         del tensor  # before the next one is made
     for name, rows, columns, _ in linear_layers(spec):
-        weight = checkpoint.weight(f"{name}.weight", (rows, columns))
+        weight = checkpoint.weight(canonical_name(f"{name}.weight"), (rows, columns))
         tensors = nf4_tensors(weight, dtype) if bits == 4 else int8_tensors(weight)
-        yield from ((f"{_stock_name(name)}.{part}", tensor) for part, tensor in tensors.items())
+        yield from ((f"{name}.{part}", tensor) for part, tensor in tensors.items())
         progress(name, sum(tensor.nbytes for tensor in tensors.values()))
         del tensors
-
-
-def _stock_name(name: str) -> str:
-    return name.replace("language_model.", "model.", 1)
 
 
 def _write_json(path: Path, data: dict[str, Any]) -> None:

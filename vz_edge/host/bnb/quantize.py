@@ -10,11 +10,9 @@ from __future__ import annotations
 import torch
 from bitsandbytes import functional  # type: ignore[import-not-found, unused-ignore]
 
+from vz_edge.backends.language_model_files import NF4_BLOCK, SCALES_BLOCK
 from vz_edge.host.quant.chunks import CHUNK_VALUES, in_threads
 from vz_edge.host.weight import Weight
-
-NF4_BLOCK = 64
-SCALES_BLOCK = 256  # scales of NF4 that share a scale themselves
 
 
 def nf4_tensors(weight: Weight, dtype: torch.dtype) -> dict[str, torch.Tensor]:
