@@ -51,8 +51,8 @@ def command(
     quantizer: Annotated[
         Literal["rtn", "hqq", "weighted"] | None,
         typer.Option(
-            help="weighted (default at 4 bits): by what layers are multiplied with, as good as 4 bits get; "
-            "rtn (default at 8): round to nearest, several times faster; hqq: half-quadratic."
+            help="weighted (default at 4 bits): rounded by what layers are multiplied with; rtn (default at 8): to "
+            "nearest, several times faster; hqq: half-quadratic."
         ),
     ] = None,
     image_mode: Annotated[

@@ -8,7 +8,7 @@
            present.{i}.key/value [1, kv_heads, total, head_dim]
 
 Bind one buffer of [1, kv_heads, capacity, head_dim] as a past and as its present and the cache is updated in
-place: the mask's length alone says how much of it counts, so a shorter mask rewinds it.
+place: how many ones the mask has says how much of it counts, so a shorter mask rewinds it.
 
 Every linear layer is one MatMulNBits; those that read the same input (q, k and v; gate and up) are one with the
 rows of all, which changes no number and decodes a tenth faster on two threads. Attention is GroupQueryAttention
