@@ -18,5 +18,6 @@ python=${PYTHON:-python}
 "$python" -m benchmarks.watch_endurance
 "$python" -m benchmarks.serve_load
 "$python" -m benchmarks.demo_accuracy
+"$python" -m benchmarks.quantizers
 "$python" -m benchmarks.weights_quality
 rm -rf build/benchmarks

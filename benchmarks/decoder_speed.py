@@ -6,7 +6,8 @@ Same shape (0.94 B Llama, 2048 wide, 16 layers), same number of threads, greedy,
 384 tokens and a decode of 64 more. Where a process's weights happen to lie in memory moves its decoding by a tenth for
 as long as it lives, so every rival is started anew several times:
 
-* the device side's OnnxDecoder on the decoder.onnx that ``vz-edge export --bits 4`` writes
+* the device side's OnnxDecoder on the decoder.onnx that ``vz-edge export --bits 4`` writes (with ``--quantizer rtn``
+  where the bundle is made for this: how weights were rounded changes no speed)
 * llama.cpp through llama-cpp-python, Q4_0, with and without flash attention (see llama_cpp_model.py)
 * stock ONNX Runtime GenAI on the very same bundle: after a first turn with a picture, which is not timed, a turn
   of 384 text tokens

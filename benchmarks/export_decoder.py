@@ -2,12 +2,13 @@
 
     python -m benchmarks.export_decoder build/benchmarks/1b build/benchmarks/1b-decoder-export
 
-The pieces are those of ``vz-edge export --bits 4 --target cpu`` with its defaults.
+The pieces are those of ``vz-edge export --bits 4 --target cpu --quantizer rtn``, as the builder rounds to nearest.
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -25,7 +26,7 @@ def export_decoder(folder: Path, out: Path) -> None:
     checkpoint = Checkpoint.open(folder)
     model = spec_from_config(checkpoint.config)
     out.mkdir(parents=True, exist_ok=True)
-    weights = default_weights(4)
+    weights = replace(default_weights(4), quantizer="rtn")
     quant = DecoderQuant(quant_config(weights.bits, weights), quant_config(weights.lm_head_bits, weights))
     write_embedding(checkpoint, model, ir.DataType.FLOAT, out, lambda *_: None)
     build_decoder(checkpoint, model.decoder, ir.DataType.FLOAT, quant).save(out / "decoder.onnx", lambda *_: None)

@@ -98,8 +98,8 @@ NOTES = (
     "the error of the weights is lowered.",
     "Default: weighted at 4 bits. It takes neither bytes nor time on a device.",
     "Default: blocks of 128, for their speed on a processor (quantizers); smaller ones lose less and take more bytes.",
-    "Default: lm_head at 8 bits, which costs nothing that shows here; 4 bits would cost nearly as much as all other "
-    "layers together.",
+    "Default: lm_head at 8 bits, which costs nothing that shows here; 4 bits would cost a large part of what all other "
+    "layers do together.",
     "vz-demo, which is trained for these questions, shows next to none of all this in its answers.",
 )
 LAYER_NOTES = (

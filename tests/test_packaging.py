@@ -37,7 +37,8 @@ def python(installed: Path, *arguments: str) -> subprocess.CompletedProcess[str]
     )
 
 
-def test_recipes_and_the_demo_model_ship_in_the_wheel(installed: Path) -> None:
+def test_recipes_the_demo_model_and_the_calibration_text_ship_in_the_wheel(installed: Path) -> None:
+    assert (installed / "vz_edge" / "host" / "calibration.txt").is_file()
     code = "from vz_edge.recipe import *; r = load_recipe('vz-demo'); print(data_folder('export') / r.checkpoint)"
     done = python(installed, "-c", code)
     assert done.returncode == 0, done.stderr

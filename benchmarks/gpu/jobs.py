@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.configurations import SHAPES, Configuration, Device, Job
-from vz_edge.device.doctor.process import one_line
+from vz_edge.device.process import one_line
 
 LIMIT_SEC = 450.0  # of all processes together
 

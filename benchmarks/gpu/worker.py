@@ -32,7 +32,7 @@ from benchmarks.make_checkpoint import model_of_shape, write_configs
 from benchmarks.published_vision import published_features
 from benchmarks.random_model import DTYPE, random_model, stock_processor
 from vz_edge.budget import split_tokens
-from vz_edge.device.doctor.process import one_line
+from vz_edge.device.process import one_line
 from vz_edge.recipe import ModelSpec
 
 TILES_PER_ROW = 2

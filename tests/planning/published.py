@@ -8,9 +8,11 @@ Q4_K_M has half of the value and down projections in Q6_K (6.5625 bits) and the 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 from vz_edge.planning.cost import decoder_params
+from vz_edge.planning.roofline import Runtime, load_runtime, parse_runtime
 from vz_edge.recipe import DecoderSpec
 
 FORMATS = {
@@ -110,6 +112,14 @@ LEFT_OUT = {
     ),
     "13B prefill of the paper's table 18 (129 ms at 2880 tokens)": "faster than an A800's peak",
 }
+
+# Runtimes whose rows check the time model and that no plan is made for.
+ONLY_CHECKED = {path.stem: path for path in sorted((Path(__file__).parent / "runtimes").glob("*.yaml"))}
+
+
+def runtime_of(name: str) -> Runtime:
+    """The runtime of a row."""
+    return parse_runtime(ONLY_CHECKED[name]) if name in ONLY_CHECKED else load_runtime(name)
 
 
 def weight_bytes(row: Decode | Prefill) -> int:

@@ -1,8 +1,8 @@
 """What the language model's linear layers are multiplied with: a picture and a text, read by torch.
 
 The mean square of each input tells how much a weight's rounding error counts (``vz_edge.host.quant.weighted``). The
-picture is the parity check's, the text ``calibration.txt``: enough, since a wholly other text, or random tokens, give
-weights nearly as good (profiles/reports/weights_quality.md). One layer at a time is in memory.
+picture is the parity check's, the text ``calibration.txt``: text of the kind that a model is then measured on gives
+weights no better (profiles/reports/weights_quality.md). One layer at a time is in memory.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ TEXT = Path(__file__).with_name("calibration.txt")
 TEXT_TOKENS, PICTURE_TOKENS = 768, 128
 
 
-def calibration_embeds(checkpoint: Checkpoint, tokenizer: Tokenizer, patches: torch.Tensor) -> torch.Tensor:
+def calibration_embeds(
+    checkpoint: Checkpoint, model: ModelSpec, tokenizer: Tokenizer, patches: torch.Tensor
+) -> torch.Tensor:
     """What is read, [1, n, hidden] in float32: the text, and a picture after its first token.
 
     ``patches`` [tiles, patches, width] are the tower's: at most PICTURE_TOKENS of them, evenly spaced, and not those
@@ -34,7 +36,7 @@ def calibration_embeds(checkpoint: Checkpoint, tokenizer: Tokenizer, patches: to
     ids = tokenizer.encode(TEXT.read_text(encoding="utf-8")).ids
     rows = token_embeds(checkpoint, ids[:TEXT_TOKENS])
     patches = patches.flatten(0, 1)
-    picture = project(checkpoint, patches[:: -(-len(patches) // PICTURE_TOKENS)])
+    picture = project(checkpoint, model, patches[:: -(-len(patches) // PICTURE_TOKENS)])
     return torch.cat([rows[:1], picture, rows[1:]])[None]
 
 

@@ -7,7 +7,7 @@ memory. Source of the counts: Kaplan et al., arXiv 2001.08361, table 1, with the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vz_edge.planning.memory import decoder_linear_shapes
 from vz_edge.planning.question import Question
@@ -39,47 +39,63 @@ def preprocess_pixels(model: ModelSpec, question: Question) -> int:
     return question.tiles * model.tower.image_size**2
 
 
-def vision_work(
-    model: ModelSpec, question: Question, weight_bytes: int, activation_bytes: int, published: bool
-) -> Work:
-    """Tower, selection and projector on a picture. ``published``: the code of the paper, not our graph.
+def vision_work(model: ModelSpec, question: Question, weight_bytes: int, activation_bytes: int) -> Work:
+    """Tower, selection and projector on a picture, as our graph does it.
 
-    Ours leaves out the last layers, which no token comes from, and never writes the attention matrix; the published
-    code runs all layers and writes, normalises and reads a matrix [heads, tokens, tokens] a layer.
+    It leaves out the last layers, which no token comes from, and never writes the attention matrix.
     """
+    layers = model.tower.layers_before(model.feature_layer)
+    return _vision_work(model, question, layers, weight_bytes, activation_bytes)
+
+
+def published_vision_work(model: ModelSpec, question: Question, weight_bytes: int, activation_bytes: int) -> Work:
+    """The same as the code of the paper does it: all layers, and in each a matrix [heads, tokens, tokens] of a tile.
+
+    That matrix is written, normalised and read.
+    """
+    tower = model.tower
+    work = _vision_work(model, question, tower.layers, weight_bytes, activation_bytes)
+    matrices = tower.layers * question.tiles * tower.heads * (tower.patches + 1) ** 2
+    return replace(work, bytes_moved=work.bytes_moved + 4 * matrices * activation_bytes)
+
+
+def _vision_work(model: ModelSpec, question: Question, layers: int, weight_bytes: int, activation_bytes: int) -> Work:
     tower, decoder = model.tower, model.decoder
     tokens = question.tiles * (tower.patches + 1)
-    layers = tower.layers if published else tower.layers_before(model.feature_layer)
     layer_params = 4 * tower.hidden_size**2 + 2 * tower.hidden_size * tower.intermediate_size
     patch_params = 3 * tower.patch_size**2 * tower.hidden_size
     projector_params = tower.hidden_size * decoder.hidden_size + decoder.hidden_size**2
     projected = question.tiles * question.tokens_per_tile
     linear = 2 * (layers * tokens * layer_params + tokens * patch_params + projected * projector_params)
     attention = 4 * layers * tokens * (tower.patches + 1) * tower.hidden_size
-    matrix = tower.heads * tokens * (tower.patches + 1)
     widths = HIDDEN_WIDE_BUFFERS * tower.hidden_size + INNER_WIDE_BUFFERS * tower.intermediate_size
-    activations = 2 * layers * (tokens * widths + (2 * matrix if published else 0)) * activation_bytes
+    activations = 2 * layers * tokens * widths * activation_bytes
     return Work(linear, attention, weight_bytes + activations, 0, layers)
 
 
-def prefill_work(
-    decoder: DecoderSpec, tokens: int, weight_bytes: int, activation_bytes: int, published: bool, unpacks: bool = False
-) -> Work:
-    """Reading ``tokens`` tokens at once. ``published``: logits of all positions, and every layer on every token.
+def prefill_work(decoder: DecoderSpec, tokens: int, weight_bytes: int, activation_bytes: int) -> Work:
+    """Reading ``tokens`` tokens at once, as our graph does it.
 
-    Our graph goes on with the last token alone after the last layer's attention. ``unpacks``: the runtime writes the
-    weights out as 16-bit numbers first.
+    After the last layer's attention the last token goes on alone, and logits are of that one.
     """
-    params = decoder_params(decoder)
-    head = decoder.vocab_size * decoder.hidden_size
     after_attention = decoder.hidden_size * (decoder.heads * decoder.head_dim + 3 * decoder.intermediate_size)
-    saved = 0 if published else (tokens - 1) * after_attention
-    linear = 2 * (tokens * params - saved + (tokens if published else 1) * head)
+    head = decoder.vocab_size * decoder.hidden_size
+    work = published_prefill_work(decoder, tokens, weight_bytes, activation_bytes)
+    return replace(work, linear_flops=work.linear_flops - 2 * (tokens - 1) * (after_attention + head))
+
+
+def published_prefill_work(decoder: DecoderSpec, tokens: int, weight_bytes: int, activation_bytes: int) -> Work:
+    """The same as the code of the paper does it: every layer on every token, and logits of all positions."""
+    linear = 2 * tokens * (decoder_params(decoder) + decoder.vocab_size * decoder.hidden_size)
     attention = 2 * tokens**2 * decoder.heads * decoder.head_dim * decoder.layers
     widths = HIDDEN_WIDE_BUFFERS * decoder.hidden_size + INNER_WIDE_BUFFERS * decoder.intermediate_size
     activations = 2 * decoder.layers * tokens * widths * activation_bytes
-    unpacked = 2 * params if unpacks else 0
-    return Work(linear, attention, weight_bytes + activations, unpacked, decoder.layers)
+    return Work(linear, attention, weight_bytes + activations, 0, decoder.layers)
+
+
+def unpacking_work(work: Work, decoder: DecoderSpec) -> Work:
+    """A prefill's ``work`` by a runtime that first writes the decoder's weights out as 16-bit numbers."""
+    return replace(work, unpacked_bytes=2 * decoder_params(decoder))
 
 
 def decode_work(decoder: DecoderSpec, context: float, weight_bytes: int, activation_bytes: int) -> Work:

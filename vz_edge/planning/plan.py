@@ -42,7 +42,12 @@ class Candidate:
     @property
     def label(self) -> str:
         """In a few words, such as "llava-next-13b, 4 bits, 320 tokens"."""
-        return f"{self.recipe.name}, {self.bits} bits, {'all' if self.tokens is None else self.tokens} tokens"
+        return f"{self.recipe.name}, {self.variant}"
+
+    @property
+    def variant(self) -> str:
+        """The label without the model."""
+        return f"{self.bits} bits, {'all' if self.tokens is None else self.tokens} tokens"
 
 
 @dataclass(frozen=True)

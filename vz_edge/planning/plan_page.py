@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from vz_edge.pages import render
 from vz_edge.pages.bars import Piece, stack
-from vz_edge.planning.plan import Asked, Row
+from vz_edge.planning.plan import Asked, Candidate, Row
 from vz_edge.planning.plan_text import (
     digits,
     gigabytes,
@@ -117,30 +117,20 @@ class Board:
 class Column:
     """A candidate over the table of all devices."""
 
-    label: str
+    candidate: Candidate
     score: str
-
-    @property
-    def name(self) -> str:
-        """The model."""
-        return self.label.split(", ", 1)[0]
-
-    @property
-    def rest(self) -> str:
-        """Bits and tokens."""
-        return self.label.split(", ", 1)[1]
 
 
 def page(rows: Sequence[Row], asked: Asked) -> str:
     """The whole page; the rows of a device follow each other."""
-    columns = {row.candidate.label: Column(row.candidate.label, score_text(row)) for row in rows}
+    columns = {row.candidate.label: Column(row.candidate, score_text(row)) for row in rows}
     boards = [_board(list(group)) for _, group in itertools.groupby(rows, key=lambda row: row.device)]
     drawn = [shown for row in rows for shown in (row, row.vanilla) if shown]
     parts = {part for row in drawn for part, size in row.memory.parts.items() if size}
     return render(
         TEMPLATE,
         notes=notes(rows, asked),
-        labels=list(columns.values()),
+        columns=list(columns.values()),
         scores=any(row.score is not None for row in rows),
         boards=boards,
         legend={

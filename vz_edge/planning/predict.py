@@ -3,7 +3,7 @@
 >>> recipe = load_recipe("llava-next-13b")
 >>> prediction = predict(recipe.model, default_weights(4), 320, None, load_device("agx-orin-64"), "onnxruntime", 70, 32)
 >>> prediction.memory.peak_bytes / 1e9, prediction.ttft_sec, prediction.tokens_per_sec
-(8.88..., 1.11..., 16.4...)
+(8.87..., 1.11..., 16.4...)
 
 How long loading takes is not predicted: it is the disk's matter.
 """
@@ -15,7 +15,15 @@ from typing import Literal
 
 from vz_edge.bundle import WeightSpec
 from vz_edge.errors import DeviceError
-from vz_edge.planning.cost import decode_work, prefill_work, preprocess_pixels, vision_work
+from vz_edge.planning.cost import (
+    decode_work,
+    prefill_work,
+    preprocess_pixels,
+    published_prefill_work,
+    published_vision_work,
+    unpacking_work,
+    vision_work,
+)
 from vz_edge.planning.devices import DeviceProfile
 from vz_edge.planning.memory import ACTIVATION_BYTES, bundle_bytes, has_bitsandbytes
 from vz_edge.planning.question import Question, question_of
@@ -80,7 +88,6 @@ def predict(
     if runtime not in RUNTIMES:
         raise DeviceError(f"no memory model for runtime '{runtime}'; there are: {', '.join(RUNTIMES)}")
     question = question_of(model, tokens, tiles, prompt_tokens, answer_tokens)
-    published = runtime == "transformers"
     known = load_runtime("transformers" if has_bitsandbytes(weights) else runtime)
     efficiency = known.efficiency(device.device_class)
     target: Literal["cpu", "cuda"] = "cpu" if device.device_class == "cpu" else "cuda"
@@ -89,9 +96,14 @@ def predict(
     read = bundle_bytes(model, weights, target) if target == "cpu" else memory.parts
     decoder_bytes, activation = read["decoder"] + read["lm_head"], ACTIVATION_BYTES[target]
     decoder, launches = model.decoder, known.launches.decoder[str(weights.bits)]
-    unpacks = weights.bits in efficiency.unpacked_bits
-    look = vision_work(model, question, read["vision"], activation, published)
-    prefill = prefill_work(decoder, question.prefill_tokens, decoder_bytes, activation, published, unpacks)
+    if runtime == "transformers":
+        vision_of, prefill_of = published_vision_work, published_prefill_work
+    else:
+        vision_of, prefill_of = vision_work, prefill_work
+    look = vision_of(model, question, read["vision"], activation)
+    prefill = prefill_of(decoder, question.prefill_tokens, decoder_bytes, activation)
+    if weights.bits in efficiency.unpacked_bits:
+        prefill = unpacking_work(prefill, decoder)
     decode = decode_work(decoder, question.prefill_tokens + question.answer_tokens / 2, decoder_bytes, activation)
     pixel_sec = efficiency.pixel_sec.value if efficiency.pixel_sec else 0.0
     return Prediction(
