@@ -18,7 +18,7 @@ from typing import Literal
 
 from benchmarks.make_checkpoint import Part, make_checkpoint, model_of_shape
 from benchmarks.processes import run_measured
-from vz_edge.bundle import MANIFEST, read_manifest, staged_folder, write_manifest
+from vz_edge.bundle import MANIFEST, Parity, read_manifest, staged_folder, write_manifest
 
 WORK = Path("build/benchmarks")
 DEMO = "vz-demo"
@@ -73,7 +73,9 @@ def bundle_with_tokens(shape: str, target: Target, work: Path, tokens: str) -> P
 
     base = bundle(shape, target, work)
     plan = plan_export(ExportRequest(str(work / shape), folder, bits=4, tokens=tokens, target=target))
-    manifest = dataclasses.replace(read_manifest(base), budget=plan.budgets[0] if plan.budgets else None, parity={})
+    manifest = dataclasses.replace(
+        read_manifest(base), budget=plan.budgets[0] if plan.budgets else None, parity=Parity()
+    )
     with staged_folder(folder, force=False) as staging:
         vision = build_vision(plan.checkpoint, plan.model, plan.budgets, PRECISION[target], None)
         vision.save(staging / "vision.onnx", lambda *_: None)

@@ -215,7 +215,7 @@ class Demo:
         bundle = EdgeModel.load(folder)
         self.decoder = torch_decoder(plan.checkpoint, plan.model.decoder)
         seen = look(plan.checkpoint, plan.model, bundle.manifest.image, plan.budgets)
-        self.calibration = calibration_embeds(plan.checkpoint, bundle.chat.tokenizer, seen.patches)
+        self.calibration = calibration_embeds(plan.checkpoint, plan.model, bundle.chat.tokenizer, seen.patches)
         parts = (bundle.manifest, bundle.vision, bundle.chat, bundle.embedding)
         self._model = EdgeModel(*parts, TransformersDecoder(self.decoder), bundle.context_length, bundle.load_sec)
         self.asked = [self._seen(each) for each in pictures(easy_vqa, scenes, part=0, parts=1)]

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from vz_edge.bundle import (
     MANIFEST,
     ImageSpec,
     Manifest,
+    Parity,
     StopSpec,
     default_weights,
     read_manifest,
@@ -43,7 +45,7 @@ def manifest() -> Manifest:
 def bundle(tmp_path: Path) -> Path:
     with staged_folder(tmp_path / "bundle", force=False) as staging:
         (staging / "weights.data").write_bytes(bytes(range(256)) * 10)
-        (staging / "graph.onnx").write_bytes(b"graph")
+        (staging / "decoder.onnx").write_bytes(b"graph")
         write_manifest(staging, manifest(), ignore)
     return tmp_path / "bundle"
 
@@ -51,7 +53,7 @@ def bundle(tmp_path: Path) -> Path:
 def test_what_was_written_is_what_is_read(bundle: Path) -> None:
     found = read_manifest(bundle)
     assert dataclasses.replace(found, files={}) == manifest()
-    assert {name: entry.size_bytes for name, entry in found.files.items()} == {"graph.onnx": 5, "weights.data": 2560}
+    assert {name: entry.size_bytes for name, entry in found.files.items()} == {"decoder.onnx": 5, "weights.data": 2560}
     verify_files(bundle, found, ignore)
     assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
 
@@ -67,7 +69,7 @@ def test_files_in_subfolders_are_listed_and_checked(tmp_path: Path) -> None:
     with staged_folder(tmp_path / "bundle", force=False) as staging:
         (staging / "language_model").mkdir()
         (staging / "language_model" / "config.json").write_bytes(b"{}")
-        write_manifest(staging, manifest(), ignore)
+        write_manifest(staging, dataclasses.replace(manifest(), format="bnb"), ignore)
     assert read_manifest(tmp_path / "bundle").files.keys() == {"language_model/config.json"}
     (tmp_path / "bundle" / "language_model" / "config.json").write_bytes(b"[]")
     with pytest.raises(CorruptBundleError, match=r"config\.json has SHA-256"):
@@ -104,6 +106,42 @@ def test_a_newer_format_is_refused_with_both_versions(bundle: Path) -> None:
     (bundle / MANIFEST).write_text(json.dumps(data))
     with pytest.raises(BundleVersionError, match=f"format {FORMAT_VERSION + 1}.*reads up to format {FORMAT_VERSION}"):
         read_manifest(bundle)
+
+
+@pytest.mark.parametrize("version", [str(FORMAT_VERSION), float(FORMAT_VERSION), True, None, 0, []], ids=repr)
+def test_what_is_no_version_is_corrupt_and_not_too_new(bundle: Path, version: object) -> None:
+    change(bundle, format_version=version)
+    message = rf"format_version: expected an int from 1, got {re.escape(repr(version))}; export the bundle again"
+    with pytest.raises(CorruptBundleError, match=message):
+        read_manifest(bundle)
+
+
+def test_a_format_whose_language_model_is_not_there_is_corrupt(bundle: Path) -> None:
+    change(bundle, format="bnb")
+    with pytest.raises(CorruptBundleError, match=r"'bnb' and lists no language_model/config\.json, which"):
+        read_manifest(bundle)
+    change(bundle, format="onnx", files={})
+    with pytest.raises(CorruptBundleError, match=r"'onnx' and lists no decoder\.onnx, which"):
+        read_manifest(bundle)
+
+
+def test_what_was_compared_is_read_as_strictly_as_the_rest(bundle: Path) -> None:
+    for parity in ({}, {"vision": None, "decoder": None}):
+        change(bundle, parity=parity)
+        assert read_manifest(bundle).parity == Parity()
+    for parity, message in (
+        ({"vision": {}}, "parity.vision.tiles: missing"),
+        ({"vision": 3}, "parity.vision: expected a mapping, got int"),
+        ({"decoder": {"layers": 2, "output": "logits", "relative_error": 0.1}}, "parity.decoder.top_token: missing"),
+    ):
+        change(bundle, parity=parity)
+        with pytest.raises(CorruptBundleError, match=f"{message}; export the bundle again"):
+            read_manifest(bundle)
+
+
+def change(bundle: Path, **values: object) -> None:
+    path = bundle / MANIFEST
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
 def test_no_bundle_is_told_from_no_folder(tmp_path: Path) -> None:

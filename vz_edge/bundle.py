@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from vz_edge import strict
 from vz_edge.budget import TokenBudget
@@ -35,6 +35,7 @@ FORMAT_VERSION = 3
 READABLE_VERSIONS = (1, 2, 3)  # 1 had no ``format``, all were ONNX; 2 had one budget at most
 MANIFEST = "vz_edge.json"
 LANGUAGE_MODEL = "language_model"  # the folder of a bundle with bitsandbytes weights
+DECODER_FILE = {"onnx": "decoder.onnx", "bnb": f"{LANGUAGE_MODEL}/config.json"}  # by format: which of the two is there
 HASH_CHUNK_BYTES = 1 << 22
 
 
@@ -109,6 +110,50 @@ class StopSpec:
 
 
 @dataclass(frozen=True)
+class VisionParity:
+    """The parity picture through the vision graph, against torch (docs/bundle.md says what is compared).
+
+    ``kept`` [tiles, dominant] and ``feature_sample`` [tokens, values] are what the bundle gave; ``kept`` and
+    ``kept_agreement`` are None without a budget.
+    """
+
+    tiles: int
+    tokens: int
+    max_error: float
+    kept_agreement: float | None
+    kept: tuple[tuple[int, ...], ...] | None
+    feature_sample: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class BudgetParity:
+    """The same picture with a further budget."""
+
+    tokens: int
+    max_error: float
+    kept_agreement: float | None
+
+
+@dataclass(frozen=True)
+class DecoderParity:
+    """The first ``layers`` layers of the language model, against torch; ``top_token`` is None where there are more."""
+
+    layers: int
+    output: Literal["logits", "residual"]
+    relative_error: float
+    top_token: int | None
+
+
+@dataclass(frozen=True)
+class Parity:
+    """What the export measured against torch; None: not compared."""
+
+    vision: VisionParity | None = None
+    more_budgets: tuple[BudgetParity, ...] = ()
+    decoder: DecoderParity | None = None
+
+
+@dataclass(frozen=True)
 class Manifest:
     """``vz_edge.json``. ``budget`` is None in a bundle exported with all tokens.
 
@@ -117,8 +162,7 @@ class Manifest:
     ``format`` says what the language model is: "onnx", a graph, or "bnb", a transformers checkpoint with
     bitsandbytes weights.
 
-    ``predicted`` holds byte counts by part, stated before the export; ``parity`` what was measured after it
-    (see docs/bundle.md).
+    ``predicted`` holds byte counts by part, stated before the export; ``parity`` what was measured after it.
     """
 
     format_version: int
@@ -134,7 +178,7 @@ class Manifest:
     format: Literal["onnx", "bnb"] = "onnx"
     more_budgets: tuple[TokenBudget, ...] = ()
     predicted: dict[str, int] = field(default_factory=dict)
-    parity: dict[str, Any] = field(default_factory=dict)
+    parity: Parity = Parity()
     files: dict[str, FileEntry] = field(default_factory=dict)
 
     @property
@@ -167,6 +211,10 @@ def read_manifest(folder: Path) -> Manifest:
         version = data["format_version"]
     except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise CorruptBundleError(f"{path} is not a manifest ({error}); export the bundle again") from error
+    if type(version) is not int or version < 1:  # "3" and 3.0 are no formats, nor is True
+        raise CorruptBundleError(
+            f"{path}: format_version: expected an int from 1, got {version!r}; export the bundle again"
+        )
     if version not in READABLE_VERSIONS:
         raise BundleVersionError(
             f"{folder} has bundle format {version}, this version of vz-edge reads up to format {FORMAT_VERSION}; "
@@ -176,6 +224,11 @@ def read_manifest(folder: Path) -> Manifest:
         manifest = strict.load(Manifest, data)
     except strict.SchemaError as error:
         raise CorruptBundleError(f"{path}: {error}; export the bundle again") from error
+    if DECODER_FILE[manifest.format] not in manifest.files:
+        raise CorruptBundleError(
+            f"{path} says format {manifest.format!r} and lists no {DECODER_FILE[manifest.format]}, which a bundle of "
+            "that format has; copy or export the bundle again"
+        )
     for name, entry in manifest.files.items():
         _check_size(folder / name, entry)
     return manifest

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,8 @@ from vz_edge.backends import transformers_backend
 from vz_edge.backends.bitsandbytes_trial import fault
 from vz_edge.backends.transformers_backend import choose_device, load_language_model, require_kernel, require_packages
 from vz_edge.backends.transformers_decoder import TransformersDecoder
-from vz_edge.device.doctor.process import Outcome
+from vz_edge.device import dependencies
+from vz_edge.device.process import Outcome
 from vz_edge.errors import CorruptBundleError, DependencyError, ProviderError
 
 
@@ -66,7 +66,9 @@ def test_a_call_that_broke_off_leaves_the_context_as_it_was(monkeypatch: pytest.
 
 
 def test_what_is_missing_is_named_with_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in ("torch", "bitsandbytes") else name)
+    monkeypatch.setattr(
+        dependencies.importlib.util, "find_spec", lambda name: None if name in ("torch", "bitsandbytes") else name
+    )
     with pytest.raises(DependencyError, match=r"^running it needs torch, bitsandbytes, .*'vz-edge\[bnb\]'.*onnx"):
         require_packages("running it")
 
@@ -77,7 +79,7 @@ def test_what_does_not_import_is_named_with_the_way_round(monkeypatch: pytest.Mo
         if name == "accelerate":
             raise error
 
-    monkeypatch.setattr(transformers_backend.importlib, "import_module", import_module)
+    monkeypatch.setattr(dependencies.importlib, "import_module", import_module)
     reason = " ".join(str(error).split())
     with pytest.raises(DependencyError, match=rf"^running it needs accelerate, .* \({reason}\); install a build.*onnx"):
         require_packages("running it")

@@ -6,13 +6,16 @@ Most commands run in this process, which has torch loaded already; what start-up
 from __future__ import annotations
 
 import contextlib
+import importlib
+import importlib.util
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from PIL import Image
@@ -121,6 +124,61 @@ def test_inspect_a_bundle_and_a_recipe(folder: Path) -> None:
     assert "picture" in vz_edge("inspect", "llava-1.5-7b").stdout
 
 
+def test_verify_needs_the_record_of_the_export(folder: Path) -> None:
+    bundle = folder / "other record"
+    shutil.copytree(folder / "bundle", bundle)
+    manifest = json.loads((bundle / "vz_edge.json").read_text())
+    vision = manifest["parity"]["vision"]
+    for parity, message in (
+        ({}, "records no parity picture (parity), so there is nothing to compare with"),
+        (manifest["parity"] | {"vision": vision | {"kept": vision["kept"][:-1]}}, "another bundle's parity picture"),
+        (manifest["parity"] | {"vision": vision | {"feature_sample": []}}, "another bundle's parity picture"),
+        ({"vision": {}}, "parity.vision.tiles: missing"),
+    ):
+        (bundle / "vz_edge.json").write_text(json.dumps(manifest | {"parity": parity}))
+        done = vz_edge("verify", bundle)
+        assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    (bundle / "vz_edge.json").write_text(json.dumps(manifest | {"parity": {}}))
+    assert vz_edge("verify", bundle, "--hashes-only").returncode == 0
+    assert vz_edge("inspect", bundle).returncode == 0
+
+
+@pytest.mark.parametrize("broken", ["torch", "transformers"])
+@pytest.mark.parametrize("raised", [OSError("libcudart.so.12:\nno such file"), ImportError("too old")], ids=repr)
+def test_what_does_not_import_is_named_before_an_export(
+    monkeypatch: pytest.MonkeyPatch, broken: str, raised: Exception
+) -> None:
+    real = importlib.import_module
+
+    def import_module(name: str, package: str | None = None) -> Any:
+        if name == broken:
+            raise raised
+        return real(name, package)
+
+    monkeypatch.setattr(importlib, "import_module", import_module)
+    reason = " ".join(str(raised).split())
+    for format_, extras in (("onnx", "export,cpu"), ("bnb", "export,bnb,cpu")):
+        done = vz_edge("export", "--model", "vz-demo", "--format", format_)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+        assert f"exporting needs {broken}, which cannot be imported here ({reason}); pip" in done.stderr
+        assert f"'vz-edge[{extras}]'" in done.stderr
+
+
+def test_what_is_missing_for_an_export_is_named_with_its_extras(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.util.find_spec
+
+    def find_spec(name: str, package: str | None = None) -> Any:
+        return None if name in ("torch", "bitsandbytes") else real(name, package)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find_spec)
+    for format_, said in (
+        ("onnx", "exporting needs torch, not installed here; pip install 'vz-edge[export,cpu]'"),
+        ("bnb", "needs torch, bitsandbytes, not installed here; pip install 'vz-edge[export,bnb,cpu]'"),
+    ):
+        done = vz_edge("export", "--model", "vz-demo", "--format", format_)
+        assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
 def test_models_lists_every_recipe() -> None:
     assert [row["name"] for row in json.loads(vz_edge("models", "--json").stdout)] == recipe_names()
 
@@ -166,6 +224,10 @@ def test_what_a_person_gets_wrong_is_one_line_and_status_2(folder: Path) -> None
         "no recipe": ("inspect", "llava-next-14b"),
         "no 16 bits": ("inspect", "llava-next-7b", "--format", "bnb", "--bits", "16"),
         "its vision does not run in torch": ("run", bundle, "what?", "--vision", "torch"),
+        "--bits 8 is for a recipe's name; leave it out": ("inspect", bundle, "--bits", "8"),
+        "--format onnx, --tokens 90, --target cpu is": (
+            *("inspect", bundle, "--format", "onnx", "--tokens", "90", "--target", "cpu"),
+        ),
     }
     for message, arguments in wrong.items():
         done = vz_edge(*arguments)

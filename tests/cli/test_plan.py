@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from tests.cli.test_cli import vz_edge
 from tests.device import standin
-from vz_edge.bundle import MANIFEST, bitsandbytes_weights
+from vz_edge.bundle import bitsandbytes_weights
 from vz_edge.cli import app
 from vz_edge.cli.plan import command
 from vz_edge.planning.devices import device_names

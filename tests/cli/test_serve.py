@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from vz_edge.cli import app
+from vz_edge.serve.server import bind
 
 
 def refused(*arguments: str) -> str:
@@ -40,6 +41,11 @@ def test_a_bad_token_is_refused_and_not_shown(tmp_path: Path, monkeypatch: pytes
 def test_a_taken_port_is_refused_before_loading() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert "cannot listen" in refused("no-bundle", "--port", str(taken.getsockname()[1]))
+
+
+def test_a_port_is_taken_before_the_model_is_loaded() -> None:
+    with bind("127.0.0.1", 0) as loading:
+        assert "cannot listen" in refused("no-bundle", "--port", str(loading.getsockname()[1]))
 
 
 def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:

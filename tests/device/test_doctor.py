@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,10 +15,10 @@ import pytest
 import torch
 from packaging.requirements import Requirement
 
-from vz_edge.device import doctor
-from vz_edge.device.doctor import cuda, jetson, machine, matmul, packages, providers, trial
+from vz_edge.device import doctor, machine
+from vz_edge.device.doctor import cuda, jetson, matmul, packages, providers, resources, trial
 from vz_edge.device.doctor.finding import Finding, reasons_against
-from vz_edge.device.doctor.process import Outcome, command_output, run_isolated
+from vz_edge.device.process import Outcome
 from vz_edge.device.runtime import CPU, CUDA
 from vz_edge.host.quant.pack import dequantize
 
@@ -206,54 +205,6 @@ def test_the_build_is_imported_and_new_enough() -> None:
     assert broken.state == "problem" and "SIGILL" in broken.detail
 
 
-# --- processes
-
-
-@pytest.fixture
-def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
-    """``write(code)`` makes a module that ``run_isolated`` finds and gives its name; no file may be left of a run."""
-    (tmp_path / "tmp").mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
-    monkeypatch.syspath_prepend(str(tmp_path))
-
-    def write(code: str) -> str:
-        (tmp_path / "tried_out.py").write_text(f"import json, os, signal, sys, tempfile, time\n{code}\n")
-        return "tried_out"
-
-    yield write
-    assert list((tmp_path / "tmp").iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("code", "failure"),
-    [
-        ("os.kill(os.getpid(), signal.SIGILL)", "the process was killed by SIGILL"),
-        ("print('Error named symbol not found', file=sys.stderr); os._exit(1)", "status 1 (Error named symbol not"),
-        ("print('no mapping')", "status 0"),
-        ("print([1])", "status 0"),
-        ("", "status 0"),
-        ("time.sleep(60)", "no answer within 1 s"),
-    ],
-)
-def test_whatever_a_trial_dies_of_is_reported(script, code: str, failure: str) -> None:  # type: ignore[no-untyped-def]
-    outcome = run_isolated(script(code), timeout_sec=1 if "sleep" in code else 60)
-    assert outcome.result is None and failure in outcome.failure
-
-
-def test_a_trial_answers_on_its_last_line_and_takes_its_files_along(script) -> None:  # type: ignore[no-untyped-def]
-    code = (
-        "open('core', 'w').close(); tempfile.mkdtemp(); print('noise')\n"
-        "print(json.dumps({'args': sys.argv[1:], 'home': os.environ['CUDA_CACHE_PATH'] == os.getcwd()}))"
-    )
-    assert run_isolated(script(code), "one").result == {"args": ["one"], "home": True}
-
-
-def test_a_command_that_is_not_there_gives_nothing() -> None:
-    assert command_output("no-such-command") is None
-    assert command_output(sys.executable, "-c", "raise SystemExit(1)") is None
-    assert command_output(sys.executable, "-c", "print('MAXN')") == "MAXN\n"
-
-
 # --- CUDA
 
 
@@ -313,8 +264,8 @@ def test_the_release_file_gives_the_jetpack(
 ) -> None:
     if line is not None:
         (tmp_path / "etc").mkdir()
-        (tmp_path / jetson.RELEASE_FILE).write_text(line)
-    assert jetson.l4t_release(tmp_path) == release
+        (tmp_path / machine.RELEASE_FILE).write_text(line)
+    assert machine.l4t_release(tmp_path) == release
     finding = jetson.jetpack_finding(release)
     assert finding.state == state and words in finding.detail
 
@@ -367,28 +318,28 @@ def test_a_control_group_and_those_above_it_limit(tmp_path: Path, group: dict[st
     root = fake_system(tmp_path, MEMORY | group)
     assert machine.cpu_quota(root) == 1.5
     assert machine.memory_limit_bytes(root) == 4_000_000_000
-    finding = machine.memory_finding(root)
+    finding = resources.memory_finding(root)
     assert finding.state == "warning" and "4.0 GB available of 4.0 GB, limited" in finding.detail
 
 
 def test_memory_and_disk_without_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert machine.memory_finding(tmp_path).state == "warning"
+    assert resources.memory_finding(tmp_path).state == "warning"
     assert machine.cpu_quota(tmp_path) is None and machine.memory_limit_bytes(tmp_path) is None
-    finding = machine.memory_finding(fake_system(tmp_path, MEMORY))
+    finding = resources.memory_finding(fake_system(tmp_path, MEMORY))
     assert finding == Finding("memory", "ok", "12.3 GB available of 16.4 GB")
-    assert machine.disk_finding(tmp_path / "gone").state == "warning"
+    assert resources.disk_finding(tmp_path / "gone").state == "warning"
     for free, state in ((1e9, "warning"), (1e12, "ok")):
-        monkeypatch.setattr(machine.shutil, "disk_usage", lambda folder, free=free: SimpleNamespace(free=free))
-        assert machine.disk_finding(tmp_path).state == state
+        monkeypatch.setattr(resources.shutil, "disk_usage", lambda folder, free=free: SimpleNamespace(free=free))
+        assert resources.disk_finding(tmp_path).state == state
 
 
 def test_threads_beyond_the_quota_are_a_warning() -> None:
-    assert machine.threads_finding(8, 8, 8, None).state == "ok"
-    assert machine.threads_finding(4, 8, 8, 4.0).state == "ok"
-    throttled = machine.threads_finding(8, 8, 8, 2.5)
+    assert resources.threads_finding(8, 8, 8, None).state == "ok"
+    assert resources.threads_finding(4, 8, 8, 4.0).state == "ok"
+    throttled = resources.threads_finding(8, 8, 8, 2.5)
     assert throttled.state == "warning" and "--threads 2" in throttled.fix
-    assert machine.threads_finding(8, 8, 8, 0.5).fix.startswith("vz-edge run --threads 1")
-    states = {value: machine.omp_finding(value, 4).state for value in (None, "4", "8,2", "1", "many")}
+    assert resources.threads_finding(8, 8, 8, 0.5).fix.startswith("vz-edge run --threads 1")
+    states = {value: resources.omp_finding(value, 4).state for value in (None, "4", "8,2", "1", "many")}
     assert states == {None: "ok", "4": "ok", "8,2": "ok", "1": "warning", "many": "warning"}
 
 

@@ -281,6 +281,30 @@ def test_a_damaged_bundle_is_refused(bundle: Path, tmp_path: Path) -> None:
     assert set(manifest["files"]) >= {"decoder.onnx", "vision.onnx"}
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"family": "llava"}, "takes grid_width, pixel_values and the manifest's family llava .* gives pixel_values:"),
+        ({"budget": None}, "takes grid_width, pixel_values and .* with 0 budgets gives pixel_values, token_order:"),
+        (
+            {"more_budgets": [{"dominant": 2, "contextual": 2}]},
+            "with 2 budgets gives budget, grid_width, pixel_values:",
+        ),
+    ],
+    ids=str,
+)
+def test_a_vision_graph_of_another_kind_than_the_manifest_says_is_refused(
+    bundle: Path, tmp_path: Path, changed: dict, message: str
+) -> None:
+    shutil.copytree(bundle, tmp_path / "bundle")
+    path = tmp_path / "bundle" / "vz_edge.json"
+    manifest = json.loads(path.read_text())
+    (manifest["model"] if "family" in changed else manifest).update(changed)
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(CorruptBundleError, match=message):
+        EdgeModel.load(tmp_path / "bundle")
+
+
 def test_answers_need_no_more_of_a_decoder_than_its_contract(model: EdgeModel) -> None:
     decoder = FakeDecoder(standin.HIDDEN, standin.VOCAB)
     parts = (model.manifest, model.vision, model.chat, model.embedding)

@@ -52,6 +52,20 @@ def test_without_onnxruntime_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
         choose_providers(None, "cpu")
 
 
+@pytest.mark.parametrize(
+    "raised", ["OSError('libcudart.so.12: no such file')", "ImportError('numpy 2\\nis needed')"], ids=["OS", "import"]
+)
+def test_an_onnxruntime_that_does_not_import_is_not_called_missing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, raised: str
+) -> None:
+    (tmp_path / "onnxruntime.py").write_text(f"raise {raised}")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "onnxruntime")
+    message = r"needs onnxruntime, .* \((libcudart.*file|numpy 2 is needed)\); install a build of it for this machine"
+    with pytest.raises(DependencyError, match=message):
+        choose_providers(None, "cpu")
+
+
 @pytest.mark.parametrize("content", [b"", b"not a model", None], ids=["empty", "text", "cut"])
 def test_a_damaged_graph_is_a_corrupt_bundle(bundle: Path, tmp_path: Path, content: bytes | None) -> None:
     whole = (bundle / "decoder.onnx").read_bytes()

@@ -52,9 +52,10 @@ def test_a_picture_is_read_after_the_start_of_the_text(tmp_path: Path, monkeypat
     model: Any = make_checkpoint(tmp_path)
     tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     checkpoint = Checkpoint.open(tmp_path)
-    width = model.config.vision_config.hidden_size
+    spec = spec_from_config(checkpoint.config)
+    width = spec.tower.hidden_size
     patches = torch.randn(2, 7, width, generator=torch.Generator().manual_seed(0))
-    embeds = calibration_embeds(checkpoint, tokenizer, patches)
+    embeds = calibration_embeds(checkpoint, spec, tokenizer, patches)
     table = model.model.language_model.embed_tokens.weight.detach()
     ids = tokenizer.encode(calibration.TEXT.read_text(encoding="utf-8")).ids[:9]
     with torch.no_grad():

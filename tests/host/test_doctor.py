@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from vz_edge.backends.bitsandbytes_trial import kernel_trial
-from vz_edge.device.doctor.process import Outcome
+from vz_edge.device.process import Outcome
 from vz_edge.host import doctor
 
 # The code of QLoRA (arXiv 2305.14314, appendix E), rounded.

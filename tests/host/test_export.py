@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -96,9 +97,10 @@ def test_the_manifest_says_what_was_done(tmp_path: Path) -> None:
     verify_files(tmp_path / "bundle", manifest, lambda name, count: None)
     assert manifest.budget == TokenBudget(15, 3)
     assert (manifest.weights.bits, manifest.weights.lm_head_bits) == (8, 8)
-    assert manifest.parity["vision"]["max_error"] < 1e-4
-    assert manifest.parity["vision"]["kept_agreement"] == 1.0
-    assert 0 < manifest.parity["decoder"]["relative_error"] < 0.1
+    vision, decoder = manifest.parity.vision, manifest.parity.decoder
+    assert vision is not None and decoder is not None
+    assert vision.max_error < 1e-4 and vision.kept_agreement == 1.0
+    assert 0 < decoder.relative_error < 0.1
     for stage in ("embedding", "vision", "decoder", "hashes"):
         total, done = progress.stages[stage]
         assert total == done > 0, stage
@@ -125,26 +127,28 @@ def test_four_bits_are_weighted_by_what_layers_read_unless_told_otherwise(tmp_pa
 def test_quantised_vision_says_what_it_changed(tmp_path: Path) -> None:
     make_checkpoint(tmp_path / "checkpoint", family="llava_next")
     bundle = exported(tmp_path / "checkpoint", tmp_path / "bundle", tokens="90", vision_bits=8)
-    vision = read_manifest(bundle).parity["vision"]
-    assert 0.5 < vision["kept_agreement"] <= 1.0
-    assert 0 < vision["max_error"] < 1
+    vision = read_manifest(bundle).parity.vision
+    assert vision is not None and vision.kept_agreement is not None
+    assert 0.5 < vision.kept_agreement <= 1.0
+    assert 0 < vision.max_error < 1
 
 
 def test_fp16_for_cuda_is_close_to_torch_too(tmp_path: Path) -> None:
     make_checkpoint(tmp_path / "checkpoint", family="llava_next")
     bundle = exported(tmp_path / "checkpoint", tmp_path / "bundle", tokens="90", target="cuda", bits=16)
-    parity_record = read_manifest(bundle).parity
-    assert parity_record["vision"]["kept_agreement"] > 0.9
-    assert parity_record["decoder"]["relative_error"] < 0.01
+    record = read_manifest(bundle).parity
+    assert record.vision is not None and record.decoder is not None
+    assert (record.vision.kept_agreement or 0) > 0.9
+    assert record.decoder.relative_error < 0.01
 
 
 def test_only_the_first_layers_of_a_large_decoder_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parity, "WHOLE_DECODER_ELEMENTS", 0)
     monkeypatch.setattr(parity, "FIRST_LAYERS", 1)
     make_checkpoint(tmp_path / "checkpoint")
-    record = read_manifest(exported(tmp_path / "checkpoint", tmp_path / "bundle", bits=16)).parity["decoder"]
-    assert record["layers"] == 1 and record["top_token"] is None
-    assert record["relative_error"] < 1e-5
+    record = read_manifest(exported(tmp_path / "checkpoint", tmp_path / "bundle", bits=16)).parity.decoder
+    assert record is not None and record.layers == 1 and record.top_token is None
+    assert record.relative_error < 1e-5
 
 
 def test_a_bundle_that_disagrees_with_torch_is_not_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,8 +190,15 @@ def test_disk_space_is_checked_before_a_byte_is_written(tmp_path: Path, monkeypa
     make_checkpoint(tmp_path / "checkpoint")
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 9, 1000))
-    with pytest.raises(DiskSpaceError, match="GB free"):
+    with pytest.raises(DiskSpaceError, match=r"needs [1-9]\d*\.\d MB and .* has 0\.0 MB free"):
         plan_export(ExportRequest(str(tmp_path / "checkpoint"), tmp_path / "bundle"))
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc here")
+def test_a_file_system_without_a_size_says_itself_that_it_cannot_be_written(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "checkpoint")
+    with pytest.raises(ExportError, match=r"/proc/bundle cannot be written \(.*\); choose an --out"):
+        exported(tmp_path / "checkpoint", Path("/proc/bundle"))
 
 
 def test_a_tensor_of_another_shape_is_named(tmp_path: Path) -> None:
@@ -198,6 +209,20 @@ def test_a_tensor_of_another_shape_is_named(tmp_path: Path) -> None:
     (checkpoint / "config.json").write_text(json.dumps(config))
     with pytest.raises(TensorShapeError, match=r"mlp\.\w+_proj\.weight has shape"):
         exported(checkpoint, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize("name", ["linear_1.weight", "linear_2.weight", "linear_2.bias", "image_newline"])
+def test_a_projector_of_another_shape_is_named(tmp_path: Path, name: str) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    make_checkpoint(checkpoint, family="llava_next")
+    file = next(checkpoint.glob("*.safetensors"))
+    tensors = safetensors.torch.load_file(file)
+    key = next(key for key in tensors if key.endswith(name))
+    tensors[key] = tensors[key][..., :-1].contiguous()
+    safetensors.torch.save_file(tensors, file)
+    with pytest.raises(TensorShapeError, match=rf"{re.escape(name)} has shape .* expected \["):
+        exported(checkpoint, tmp_path / "bundle", tokens="all")
     assert not (tmp_path / "bundle").exists()
 
 

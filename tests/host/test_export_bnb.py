@@ -18,15 +18,17 @@ from tests.cli.test_cli import vz_edge
 from tests.tiny import make_checkpoint
 from vz_edge.backends import transformers_backend
 from vz_edge.bundle import read_manifest, write_manifest
-from vz_edge.device.doctor.process import Outcome
 from vz_edge.device.memory_check import memory_need
 from vz_edge.device.model import EdgeModel
+from vz_edge.device.process import Outcome
+from vz_edge.device.runtime import CPU
 from vz_edge.device.verify import look_again
 from vz_edge.errors import CorruptBundleError, DependencyError, ExportError, RequestError, VzEdgeError
 from vz_edge.host import parity
 from vz_edge.host.export import ExportRequest, SilentProgress, plan_export, resolve_weights, write_bundle
 from vz_edge.host.parity_picture import look
 from vz_edge.planning.memory import bundle_bytes
+from vz_edge.profiling.run_report import read_report
 
 pytest.importorskip("bitsandbytes")
 PICTURE = np.random.default_rng(0).integers(0, 256, (150, 150, 3), dtype=np.uint8)
@@ -70,8 +72,9 @@ def test_the_bundle_holds_what_the_manifest_says(bundle: Path) -> None:
     manifest = read_manifest(bundle)
     assert manifest.files.keys() == FILES
     assert manifest.format == "bnb" and manifest.weights.lm_head_bits == manifest.weights.vision_bits == 16
-    decoder = manifest.parity["decoder"]
-    assert decoder["layers"] == 2 and 0 < decoder["relative_error"] < (0.3 if manifest.weights.bits == 4 else 0.03)
+    decoder = manifest.parity.decoder
+    assert decoder is not None and decoder.layers == 2
+    assert 0 < decoder.relative_error < (0.3 if manifest.weights.bits == 4 else 0.03)
     need = memory_need(bundle, manifest, context_tokens=0)
     assert need.decoder_bytes > manifest.files["language_model/model-00001-of-00001.safetensors"].size_bytes
 
@@ -98,6 +101,18 @@ def test_questions_are_answered_in_every_way_alike(bundle: Path) -> None:
     assert again[0].token_ids == again[1].token_ids
     assert look_again(model).agrees(model.manifest.target)
     assert model.decoder.cache_bytes_per_token == model.manifest.predicted["kv_cache_bytes_per_token"]
+
+
+def test_it_is_measured_with_what_loading_chooses(folder: Path, tmp_path: Path) -> None:
+    options = ("--runs", 1, "--answer-tokens", 2, "--threads", 1, "--json", tmp_path / "report.json")
+    done = vz_edge("profile", folder / "bnb4", *options)
+    assert done.returncode == 0, done.stderr
+    report = read_report(tmp_path / "report.json")
+    (run,) = report.bundles
+    assert (run.identity.providers, run.identity.vision_providers, run.notes) == ((CPU,), (CPU,), ())
+    assert {"torch", "transformers", "bitsandbytes"} <= report.environment.versions.keys()
+    done = vz_edge("profile", folder / "bnb4", *options, "--provider", "dml")
+    assert done.returncode == 2 and "the language model cannot run on 'dml'" in done.stderr
 
 
 def test_vision_in_torch_sees_what_onnxruntime_sees(bundle: Path) -> None:
@@ -195,17 +210,9 @@ def test_a_checkpoint_without_a_tensor_is_corrupt(folder: Path, tmp_path: Path) 
     file = tmp_path / "bundle" / "language_model" / "model-00001-of-00001.safetensors"
     tensors = {name: tensor for name, tensor in load_file(file).items() if name != "lm_head.weight"}
     save_file(tensors, file, metadata={"format": "pt"})
-    manifest = read_manifest_without_files(tmp_path / "bundle")
-    write_manifest(tmp_path / "bundle", manifest, lambda *_: None)
+    write_manifest(tmp_path / "bundle", read_manifest(folder / "bnb4"), lambda *_: None)
     with pytest.raises(CorruptBundleError, match=r"lm_head\.weight"):
         EdgeModel.load(tmp_path / "bundle")
-
-
-def read_manifest_without_files(folder: Path) -> Any:
-    """The manifest of a bundle whose files were changed on purpose."""
-    path = folder / "vz_edge.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"files": {}}))
-    return read_manifest(folder)
 
 
 def test_an_export_that_disagrees_with_torch_leaves_nothing(
@@ -227,6 +234,6 @@ def test_only_the_first_layers_of_a_large_decoder_are_compared(
     manifest = read_manifest(folder / "bnb4")
     checkpoint = plan_export(ExportRequest(str(folder / "checkpoint"), tmp_path / "never")).checkpoint
     expected = look(checkpoint, manifest.model, manifest.image, manifest.budgets)
-    record = parity.check_parity(folder / "bnb4", manifest, checkpoint, expected)["decoder"]
-    assert (record["layers"], record["output"], record["top_token"]) == (1, "residual", None)
-    assert 0 < record["relative_error"] < 0.3
+    record = parity.check_parity(folder / "bnb4", manifest, checkpoint, expected).decoder
+    assert record is not None and (record.layers, record.output, record.top_token) == (1, "residual", None)
+    assert 0 < record.relative_error < 0.3

@@ -10,8 +10,10 @@ import pytest
 from tests.cli.test_cli import vz_edge
 from tests.tiny import make_checkpoint
 from vz_edge.device.model import EdgeModel
-from vz_edge.errors import BudgetError
+from vz_edge.errors import BudgetError, RequestError
 from vz_edge.host.export import ExportRequest, SilentProgress, plan_export, write_bundle
+from vz_edge.serve.robot import CameraSettings, PushedCamera
+from vz_edge.watch import Frame
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (150, 150, 3), dtype=np.uint8)
 TOTALS = (90, 60, 25)  # of five tiles
@@ -67,12 +69,39 @@ def test_a_session_takes_each_picture_at_its_own_budget(several: EdgeModel) -> N
     assert session.ask(QUESTION, max_new_tokens=2).image_tokens == 25 + 60
 
 
+def test_a_picture_that_is_encoded_has_its_tokens_already(several: EdgeModel) -> None:
+    encoded, session = several.encode(PICTURE, 25), several.session()
+    for ask in (several.ask, several.stream):
+        with pytest.raises(RequestError, match="tokens 60 came with a picture that is encoded"):
+            ask(encoded, QUESTION, tokens=60)
+    with pytest.raises(RequestError, match="tokens 60 came"):
+        several.ask_many([encoded, encoded], [QUESTION], tokens=60)
+    session.look(PICTURE)
+    with pytest.raises(RequestError, match="tokens 25 came"):
+        session.look(encoded, add=True, tokens=25)
+    # The one that is not encoded yet is meant.
+    assert several.ask([encoded, PICTURE], QUESTION, tokens=60, max_new_tokens=2).image_tokens == 25 + 60
+
+
+def test_frames_are_looked_at_with_the_budget_that_was_asked_for(several: EdgeModel) -> None:
+    asked = (QUESTION, {"max_new_tokens": 6})
+    expected = several.ask(PICTURE, QUESTION, tokens=25, max_new_tokens=6).token_ids
+    watched = list(several.watch([PICTURE], [asked], tokens=25))
+    camera = PushedCamera(several, [], CameraSettings(tokens=25), lambda result: None)
+    camera.put(Frame(PICTURE))
+    for result in (*watched, camera.ask([asked])):
+        (reply,) = result.replies
+        assert reply is not None and (reply.image_tokens, reply.token_ids) == (25, expected)
+    (reply,) = next(several.watch([PICTURE], [asked])).replies
+    assert reply is not None and reply.image_tokens == TOTALS[0]
+
+
 def test_the_export_compares_every_budget_with_torch(several: EdgeModel) -> None:
-    records = [several.manifest.parity["vision"], *several.manifest.parity["more_budgets"]]
-    assert len(records) == len(TOTALS)
-    for record, total in zip(records, TOTALS, strict=True):
-        assert record["tokens"] == total * record.get("tiles", records[0]["tiles"]) // 5
-        assert record["max_error"] < 1e-4 and record["kept_agreement"] == 1.0
+    vision = several.manifest.parity.vision
+    assert vision is not None
+    for record, total in zip([vision, *several.manifest.parity.more_budgets], TOTALS, strict=True):
+        assert record.tokens == total * vision.tiles // 5
+        assert record.max_error < 1e-4 and record.kept_agreement == 1.0
 
 
 def test_a_budget_that_is_not_there_is_refused(several: EdgeModel, folder: Path) -> None:

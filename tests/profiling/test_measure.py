@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.device import standin
-from vz_edge.bundle import StopSpec
+from vz_edge.backends.transformers_backend import TransformersBackend
+from vz_edge.bundle import StopSpec, read_manifest
 from vz_edge.device.image import tile_count
 from vz_edge.device.model import EdgeModel
 from vz_edge.device.onnx_decoder import OnnxContext
-from vz_edge.device.runtime import CPU
+from vz_edge.device.runtime import CPU, CUDA
 from vz_edge.errors import ContextLengthError, InsufficientMemoryError, RequestError
 from vz_edge.profiling import run
 from vz_edge.profiling.measure import QUESTION, answer
 from vz_edge.profiling.meter import MemoryMeter
 from vz_edge.profiling.run import RunOptions, largest_picture, plan_run
+from vz_edge.profiling.run_report import STAGES
 from vz_edge.recipe import load_recipe, recipe_names
 
 SIZE = (56, 56)
@@ -82,6 +85,35 @@ def test_the_default_picture_is_that_of_the_model_with_most_tiles() -> None:
 def test_impossible_options(folder: Path, options: RunOptions, message: str) -> None:
     with pytest.raises(RequestError, match=message):
         plan_run([folder], options)
+
+
+def test_a_language_model_in_torch_is_measured_where_it_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On CUDA, though ONNX Runtime is a build for the CPU: that is where ``EdgeModel.load`` runs it by default."""
+    manifest = dataclasses.replace(read_manifest(folder), format="bnb", target="cuda")
+    monkeypatch.setattr(run, "read_manifest", lambda folder: manifest)
+    monkeypatch.setattr(run, "choose_backend", lambda *_: TransformersBackend("cuda", (CPU,)))
+    asked: list[str] = []
+    monkeypatch.setattr(run, "available_memory_bytes", asked.append)
+    plan = plan_run([folder], RunOptions())
+    (bundle,) = plan.bundles
+    assert (bundle.identity.providers, bundle.identity.vision_providers) == ((CUDA,), (CPU,))
+    assert asked == [CUDA]
+    assert {"torch", "transformers"} <= plan.environment.versions.keys()
+    command = run._command(bundle, plan)
+    assert command[command.index("--metered") + 1] == CUDA and "--providers" not in command
+    stages = {stage: {"peak_rss_bytes": 1} for stage in STAGES[1:]}
+    times = dict.fromkeys(("preprocess_sec", "vision_sec", "prefill_sec", "decode_sec"), 1.0)
+    told = {"tiles": 1, "image_tokens": 4, "prompt_tokens": 9, "notes": [], "memory": stages, **times}
+    load = {"load_sec": 1.0, "cached_share": None, "memory": {"load": {"peak_rss_bytes": 1}}}
+    assert run.bundle_run(bundle, load, [told], 2).notes == (f"the language model ran on {CUDA}, vision on {CPU}",)
+
+
+def test_what_a_bundle_of_graphs_runs_on_is_known_and_torch_is_not_part_of_it(folder: Path) -> None:
+    plan = plan_run([folder], RunOptions(providers=("cpu",)))
+    (bundle,) = plan.bundles
+    assert (bundle.identity.providers, bundle.identity.vision_providers) == ((CPU,), None)
+    assert run._command(bundle, plan)[-2:] == ["--providers", "cpu"]
+    assert "torch" not in plan.environment.versions
 
 
 def test_bundles_are_counted_together_before_any_is_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

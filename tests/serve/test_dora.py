@@ -27,6 +27,7 @@ pytest.importorskip("dora", reason="dora-rs is not installed (Python 3.11 or lat
 pa = pytest.importorskip("pyarrow")
 
 from tests.serve.dora_camera import encoded  # noqa: E402
+from vz_edge.serve import dora  # noqa: E402
 from vz_edge.serve.dora import app, run  # noqa: E402
 
 HERE = Path(__file__).parent
@@ -212,6 +213,20 @@ def test_what_ends_the_watch_ends_the_node(model: EdgeModel) -> None:
 
     with pytest.raises(RuntimeError, match="the daemon is gone"):
         run(Broken(image(0)), model, [question_of(CHOICE)], CameraSettings())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("setting", "found"),
+    [("TOKENS", "tokens, not of 15"), ("DEADLINE", "deadline -1.0 is impossible"), ("EVERY", "every -1.0")],
+)
+def test_bad_settings_are_refused_at_the_start_without_questions_too(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, setting: str, found: str
+) -> None:
+    monkeypatch.setattr(dora, "_connect", Node)
+    value = "15" if setting == "TOKENS" else "-1.0"
+    environment = {"VZ_EDGE_BUNDLE": str(bundle), f"VZ_EDGE_{setting}": value, "VZ_EDGE_THREADS": "1"}
+    done = CliRunner().invoke(app, [], env=environment)
+    assert done.exit_code == 2 and found in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_what_is_wrong_at_the_start_is_one_line(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

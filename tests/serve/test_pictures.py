@@ -20,7 +20,7 @@ def test_a_bomb_is_refused_by_its_header(side: int) -> None:
     tracemalloc.start()
     try:
         with pytest.raises(Problem) as raised:
-            check_pixels([bomb], 25_000_000)
+            check_pixels([bomb], 25_000_000, "messages")
         _, peak_bytes = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -30,22 +30,22 @@ def test_a_bomb_is_refused_by_its_header(side: int) -> None:
 
 def test_pixels_are_counted_together() -> None:
     file = file_of(picture(1, (40, 30)))
-    check_pixels([file, file], 2400)
+    check_pixels([file, file], 2400, "messages")
     with pytest.raises(Problem, match="picture 2 is 40 x 30"):
-        check_pixels([file, file], 2399)
+        check_pixels([file, file], 2399, "messages")
 
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_every_format_is_read(form: str) -> None:
     file = file_of(picture(2), form)
-    check_pixels([file], 1200)
+    check_pixels([file], 1200, "messages")
     assert (decode(file).size, decode(file).mode) == ((40, 30), "RGB")
 
 
 @pytest.mark.parametrize("form", ["TIFF", "BMP", "EPS", "ICO"])
 def test_other_formats_are_not(form: str) -> None:
     with pytest.raises(Problem, match="cannot be read; expected JPEG"):
-        check_pixels([file_of(picture(3), form)], 10_000)
+        check_pixels([file_of(picture(3), form)], 10_000, "messages")
 
 
 def test_transparency_and_orientation_are_seen_to() -> None:
@@ -59,7 +59,7 @@ def test_transparency_and_orientation_are_seen_to() -> None:
 def test_a_broken_file_is_an_image_error() -> None:
     whole = file_of(picture(5, (200, 200)))
     broken = whole[: len(whole) // 2]
-    check_pixels([broken], 40_000)
+    check_pixels([broken], 40_000, "messages")
     with pytest.raises(ImageError, match="broken"):
         decode(broken)
     with pytest.raises(ImageError):

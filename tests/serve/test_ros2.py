@@ -181,7 +181,14 @@ def test_a_bad_parameter_leaves_it_unconfigured(make: Make, parameters: dict[str
 
 
 @pytest.mark.parametrize(
-    ("parameters", "found"), [({"every": -1.0}, "every -1.0"), ({"questions": ["Why? " * 200]}, "do not fit")]
+    ("parameters", "found"),
+    [
+        ({"every": -1.0}, "every -1.0"),
+        ({"deadline": -1.0, "questions": [""]}, "deadline -1.0"),
+        ({"tokens": 15}, "budgets of 20 tokens, not of 15"),
+        ({"tokens": 15, "questions": [""]}, "budgets of 20 tokens, not of 15"),
+        ({"questions": ["Why? " * 200]}, "do not fit"),
+    ],
 )
 def test_what_cannot_be_watched_leaves_it_inactive(make: Make, parameters: dict[str, Any], found: str) -> None:
     node = make(**parameters)

@@ -93,11 +93,12 @@ def test_a_look_is_what_the_model_sees(engine: Engine, model: EdgeModel) -> None
         ({"tokens": 15}, (400, "invalid_value", "tokens")),
         ({"tokens": "20"}, (400, "invalid_value", "tokens")),
         ({"zoom": 2}, (400, "unknown_parameter", "zoom")),
-        ({"picture": "data:image/png;base64,AAAA"}, (400, "invalid_image", "messages")),
+        ({"picture": "data:image/png;base64,AAAA"}, (400, "invalid_image", "picture")),
+        ({"picture": data_url(file_of(picture(1))[:200])}, (400, "invalid_image", "picture")),  # after its header
         ({"picture": "data:image/png;base64,?"}, (400, "invalid_base64", "picture")),
         ({"picture": str(SCENE)}, (400, "invalid_image_url", "picture")),
         ({"picture": "http:image/png;base64,AAAA"}, (400, "invalid_image_url", "picture")),
-        ({"picture": data_url(file_of(picture(1, (400, 300))))}, (413, "image_too_large", "messages")),
+        ({"picture": data_url(file_of(picture(1, (400, 300))))}, (413, "image_too_large", "picture")),
     ],
 )
 def test_what_cannot_be_looked_at_is_refused(engine: Engine, fields: Any, error: Any) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.device import standin
 from tests.watch.camera import picture
+from vz_edge.budget import TokenBudget
 from vz_edge.device.fake_decoder import FakeContext, FakeDecoder
 from vz_edge.device.image import ImageSource, Tiles
 from vz_edge.device.model import EdgeModel
@@ -51,9 +52,9 @@ class CostlyVision:
     def tile(self, source: ImageSource) -> Tiles:
         return self.model.vision.tile(source)
 
-    def encode(self, tiles: Tiles) -> VisionResult:
+    def encode(self, tiles: Tiles, budget: TokenBudget | None = None) -> VisionResult:
         self.costs.spend("look", VISION_SEC)
-        return self.model.vision.encode(tiles)
+        return self.model.vision.encode(tiles, budget)
 
 
 class CostlyDecoder(FakeDecoder):
@@ -82,7 +83,13 @@ def engine(model: EdgeModel, costs: Costs, **options: Any) -> Engine:
     costly = EdgeModel(
         model.manifest, CostlyVision(model, costs), model.chat, model.embedding, decoder, 4000, load_sec=0.0
     )
-    settings = {"questions": QUESTIONS, "deadline": None, "unchanged_below": None, "cancelled": lambda: False}
+    settings = {
+        "questions": QUESTIONS,
+        "tokens": None,
+        "deadline": None,
+        "unchanged_below": None,
+        "cancelled": lambda: False,
+    }
     session = costly.session(max_context=options.pop("max_context", None))
     made = Engine(costly, session, clock=costs, **(settings | options))
     costs.log.clear()

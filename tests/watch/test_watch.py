@@ -17,7 +17,7 @@ from tests.device import standin
 from tests.watch.camera import END, PATIENCE_SEC, Camera, picture
 from vz_edge.device.fake_decoder import FakeContext, FakeDecoder
 from vz_edge.device.model import EdgeModel
-from vz_edge.errors import ImageError, RequestError, SourceError
+from vz_edge.errors import BudgetError, ImageError, RequestError, SourceError
 from vz_edge.metrics import Metrics
 from vz_edge.watch import Frame, IteratorSource, Result, Watch
 from vz_edge.watch import watch as watch_module
@@ -316,6 +316,12 @@ def test_two_watches_may_share_metrics(model: EdgeModel) -> None:
 def test_impossible_settings_are_refused(model: EdgeModel, option: str, value: float) -> None:
     with pytest.raises(RequestError, match=option):
         model.watch([picture(0)], QUESTIONS, **{option: value})  # type: ignore[arg-type]
+
+
+def test_a_budget_that_is_not_there_is_refused_before_the_first_frame(model: EdgeModel) -> None:
+    with pytest.raises(BudgetError, match="has budgets of 20 tokens, not of 15"):
+        model.watch([picture(0)], QUESTIONS, tokens=15)
+    assert next(model.watch([picture(0)], QUESTIONS, tokens=20)).error is None
 
 
 def test_one_question_needs_no_list_and_a_system_prompt_is_heard(model: EdgeModel) -> None:

@@ -1,7 +1,7 @@
 """``python -m vz_edge.backends.bitsandbytes_trial 4|8``: run a kernel of bitsandbytes and compare it with numpy.
 
 On a Jetson the package may import and then fail at its first kernel (its issue 1930), and its CUDA code ends the
-process that it fails in; hence a process of its own (``vz_edge.device.doctor.process``) wherever CUDA is involved.
+process that it fails in; hence a process of its own (``vz_edge.device.process``) wherever CUDA is involved.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import sys
 from typing import Any
 
-from vz_edge.device.doctor.process import Outcome, one_line, run_isolated
+from vz_edge.device.process import Outcome, one_line, run_isolated
 
 TRIAL = "vz_edge.backends.bitsandbytes_trial"
 INPUTS, OUTPUTS = 512, 64

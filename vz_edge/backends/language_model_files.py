@@ -16,7 +16,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from vz_edge.bundle import Manifest
-from vz_edge.device.doctor.process import one_line
+from vz_edge.device.process import one_line
 from vz_edge.errors import CorruptBundleError
 from vz_edge.recipe import DecoderSpec
 

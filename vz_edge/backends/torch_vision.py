@@ -21,9 +21,9 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from vz_edge.backends.graph_weights import read_weights
 from vz_edge.budget import TokenBudget
 from vz_edge.bundle import Manifest
-from vz_edge.device.doctor.process import one_line
 from vz_edge.device.image import ImageSource, Tiles, load_image, make_tiles, vanilla_token_order
 from vz_edge.device.mapped import MappedWeights
+from vz_edge.device.process import one_line
 from vz_edge.device.vision import VisionResult
 from vz_edge.errors import CorruptBundleError
 from vz_edge.host.compressed_model import Compression, reduced_features, tower_states

@@ -5,8 +5,6 @@ The language model runs in transformers; vision in ONNX Runtime, or in torch bes
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +16,8 @@ from vz_edge.backends.bitsandbytes_trial import fault, kernel_trial
 from vz_edge.bundle import LANGUAGE_MODEL, Manifest
 from vz_edge.device.backend import VisionRuntime
 from vz_edge.device.decoder import Decoder
-from vz_edge.device.doctor.process import one_line
+from vz_edge.device.dependencies import require_imports, require_installed
+from vz_edge.device.process import one_line
 from vz_edge.device.runtime import CPU, CUDA, choose_providers
 from vz_edge.device.vision import Vision, VisionEncoder
 from vz_edge.errors import CorruptBundleError, DependencyError, ProviderError
@@ -80,20 +79,10 @@ class TransformersBackend:
 
 def require_packages(what: str) -> None:
     """Raise DependencyError where a package is missing or does not import; ``what`` needs them."""
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise DependencyError(
-            f"{what} needs {', '.join(missing)}, not installed here; pip install 'vz-edge[bnb]', or export with "
-            "--format onnx, which runs without"
-        )
-    for name in (name for name in PACKAGES if name != "bitsandbytes"):  # which the trial of its kernel imports
-        try:
-            importlib.import_module(name)
-        except Exception as error:  # whatever a package raises whose libraries are not on this machine
-            raise DependencyError(
-                f"{what} needs {name}, which cannot be imported here ({one_line(error)}); install a build of it for "
-                "this machine, or export with --format onnx, which runs without"
-            ) from error
+    without = "or export with --format onnx, which runs without"
+    require_installed(what, PACKAGES, f"pip install 'vz-edge[bnb]', {without}")
+    imported = [name for name in PACKAGES if name != "bitsandbytes"]  # which the trial of its kernel imports
+    require_imports(what, imported, f"install a build of it for this machine, {without}")
 
 
 def choose_device(providers: Sequence[str] | None, target: Literal["cpu", "cuda"]) -> Device:

@@ -64,7 +64,7 @@ def command(
     """Export a checkpoint to a bundle that answers questions on a device without torch."""
     from vz_edge.cli.progress import ConsoleProgress, require_host
 
-    require_host()
+    require_host(format_)
     from vz_edge.host.export import ExportRequest, plan_export, write_bundle
 
     request = ExportRequest(
@@ -121,12 +121,13 @@ def _print_summary(plan: ExportPlan, manifest: Manifest, seconds: float) -> None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     rate = plan.checkpoint.input_bytes / seconds / 1e9
     console.print(f"{seconds:.1f} s ({rate:.2f} GB/s of input), peak memory {_size(peak)}; manifest: {MANIFEST}")
-    vision, decoder = manifest.parity["vision"], manifest.parity["decoder"]
-    kept = "" if vision["kept_agreement"] is None else f", {vision['kept_agreement']:.1%} of the kept positions"
+    vision, decoder = manifest.parity.vision, manifest.parity.decoder
+    assert vision is not None and decoder is not None  # an export compares both
+    kept = "" if vision.kept_agreement is None else f", {vision.kept_agreement:.1%} of the kept positions"
     console.print(
-        f"against torch: vision features within {vision['max_error']:.1e} of the largest{kept}; "
-        f"decoder ({decoder['layers']} of {manifest.model.decoder.layers} layers) with a relative error of "
-        f"{decoder['relative_error']:.1e}"
+        f"against torch: vision features within {vision.max_error:.1e} of the largest{kept}; "
+        f"decoder ({decoder.layers} of {manifest.model.decoder.layers} layers) with a relative error of "
+        f"{decoder.relative_error:.1e}"
     )
     console.print(f"ask it: vz-edge run {plan.out} --image PICTURE 'a question'")
 

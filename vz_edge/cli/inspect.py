@@ -35,14 +35,19 @@ COMMON_SIZES = (
 
 def command(
     what: Annotated[str, typer.Argument(help="A bundle's folder, or a recipe's name.")],
-    bits: Annotated[Literal["4", "8", "16"], typer.Option(help="For a recipe: bits of the weights.")] = "4",
+    bits: Annotated[
+        Literal["4", "8", "16"] | None, typer.Option(help="For a recipe: bits of the weights. Default: 4.")
+    ] = None,
     format_: Annotated[
-        Literal["onnx", "bnb"], typer.Option("--format", help="For a recipe: as for 'vz-edge export'.")
-    ] = "onnx",
+        Literal["onnx", "bnb"] | None,
+        typer.Option("--format", help="For a recipe: as for 'vz-edge export'. Default: onnx."),
+    ] = None,
     tokens: Annotated[
         str | None, typer.Option(help="For a recipe: the budget, or 'all'. Default: the recipe's.")
     ] = None,
-    target: Annotated[Literal["cpu", "cuda"], typer.Option(help="For a recipe: the target.")] = "cpu",
+    target: Annotated[
+        Literal["cpu", "cuda"] | None, typer.Option(help="For a recipe: the target. Default: cpu.")
+    ] = None,
     device: Annotated[
         str | None,
         typer.Option(help="Memory is planned for this device. Default: cpu, or agx-orin-64 for the target cuda."),
@@ -54,15 +59,25 @@ def command(
     from vz_edge.recipe import recipe_names
 
     if Path(what).is_dir():
+        _refuse_for_a_bundle(what, {"bits": bits, "format": format_, "tokens": tokens, "target": target})
         report = _of_bundle(Path(what), device)
     elif what in recipe_names() or "/" not in what:
-        report = _of_recipe(what, format_, int(bits), tokens, target, device)  # type: ignore[arg-type]
+        report = _of_recipe(what, format_ or "onnx", int(bits or 4), tokens, target or "cpu", device)  # type: ignore[arg-type]
     else:
         raise RecipeError(f"{what} is neither a bundle's folder nor a recipe's name ('vz-edge models' lists them)")
     if as_json:
         print(json.dumps(report, indent=2))
     else:
         _print(report)
+
+
+def _refuse_for_a_bundle(folder: str, options: dict[str, str | None]) -> None:
+    """Raise RequestError where an option was given that a bundle has answered when it was exported."""
+    from vz_edge.errors import RequestError
+
+    given = ", ".join(f"--{name} {value}" for name, value in options.items() if value is not None)
+    if given:
+        raise RequestError(f"{folder} is a bundle, exported as it is: {given} is for a recipe's name; leave it out")
 
 
 def _of_bundle(folder: Path, device: str | None) -> dict[str, Any]:
@@ -77,10 +92,10 @@ def _of_bundle(folder: Path, device: str | None) -> dict[str, Any]:
         "target": manifest.target,
         "weights": dataclasses.asdict(manifest.weights),
         "bytes": {name: entry.size_bytes for name, entry in manifest.files.items()},
-        "kv_cache_bytes_per_token": manifest.predicted["kv_cache_bytes_per_token"],
+        "kv_cache_bytes_per_token": _kv_cache_bytes_per_token(manifest.model, manifest.format, manifest.target),
         "more_budgets": [budget.total(manifest.model.max_tiles) for budget in manifest.more_budgets],
         "parity": {
-            part: {key: value for key, value in record.items() if not isinstance(value, list)}
+            part: {key: value for key, value in record.items() if not isinstance(value, tuple)}
             for part, record in _parity_records(manifest)
         },
         "memory_plan": _memory_plan(manifest.model, manifest.weights, manifest.budget, manifest.target, device),
@@ -90,11 +105,12 @@ def _of_bundle(folder: Path, device: str | None) -> dict[str, Any]:
 
 def _parity_records(manifest: Manifest) -> Iterator[tuple[str, dict[str, Any]]]:
     """What the export compared with torch: each part, and vision with each further budget."""
-    for part, record in manifest.parity.items():
-        if part != "more_budgets":
-            yield part, record
-    for budget, record in zip(manifest.more_budgets, manifest.parity.get("more_budgets", []), strict=False):
-        yield f"vision at {budget.total(manifest.model.max_tiles)} tokens", record
+    parity = manifest.parity
+    for part, record in (("vision", parity.vision), ("decoder", parity.decoder)):
+        if record is not None:
+            yield part, dataclasses.asdict(record)
+    for budget, further in zip(manifest.more_budgets, parity.more_budgets, strict=False):
+        yield f"vision at {budget.total(manifest.model.max_tiles)} tokens", dataclasses.asdict(further)
 
 
 def _of_recipe(
@@ -107,7 +123,7 @@ def _of_recipe(
 ) -> dict[str, Any]:
     from vz_edge.budget import parse_tokens
     from vz_edge.bundle import bitsandbytes_weights, default_weights
-    from vz_edge.planning.memory import bundle_bytes, export_peak_rss_bytes, kv_cache_bytes_per_token
+    from vz_edge.planning.memory import bundle_bytes, export_peak_rss_bytes
     from vz_edge.recipe import load_recipe
 
     recipe = load_recipe(name)
@@ -121,12 +137,18 @@ def _of_recipe(
         "target": target,
         "weights": dataclasses.asdict(weights),
         "bytes": bundle_bytes(model, weights, target),
-        # torch holds the cache in 16 bits on the CPU too.
-        "kv_cache_bytes_per_token": kv_cache_bytes_per_token(model.decoder, "cuda" if format_ == "bnb" else target),
+        "kv_cache_bytes_per_token": _kv_cache_bytes_per_token(model, format_, target),
         "export_peak_rss_bytes": export_peak_rss_bytes(model),
         "memory_plan": _memory_plan(model, weights, budget, target, device),
         **_budget_report(model, budget),
     }
+
+
+def _kv_cache_bytes_per_token(model: ModelSpec, format_: Literal["onnx", "bnb"], target: Literal["cpu", "cuda"]) -> int:
+    from vz_edge.planning.memory import kv_cache_bytes_per_token
+
+    # torch holds the cache in 16 bits on the CPU too.
+    return kv_cache_bytes_per_token(model.decoder, "cuda" if format_ == "bnb" else target)
 
 
 def _memory_plan(

@@ -56,11 +56,11 @@ def command(
     --solve looks through all recipes, bits and budgets that are not narrowed down, orders by published score and then
     by time, shows the best ten and ends with status 1 where there is none.
     """
+    from vz_edge.cli.output_file import write_text
     from vz_edge.errors import RequestError
     from vz_edge.planning.plan import Asked
     from vz_edge.planning.plan_page import page
     from vz_edge.planning.plan_text import to_json
-    from vz_edge.profiling.run_report import write_text
 
     asked = Asked(runtime, tiles, prompt_tokens, answer_tokens, max_context, frames_per_minute)
     if solve_device is not None:

@@ -43,12 +43,13 @@ def command(
 
     Ends with status 1 where --baseline was given and a median is worse than it by more than --fail-above.
     """
+    from vz_edge.cli.output_file import write_text
     from vz_edge.planning.devices import load_device
     from vz_edge.profiling.baseline import check_comparable, parse_share, regressions
     from vz_edge.profiling.beside import predict_bundle, with_predictions
     from vz_edge.profiling.run import RunOptions, plan_run
     from vz_edge.profiling.run_page import page
-    from vz_edge.profiling.run_report import read_report, to_json, write_text
+    from vz_edge.profiling.run_report import read_report, to_json
 
     limit = parse_share(fail_above)
     earlier = read_report(baseline) if baseline else None

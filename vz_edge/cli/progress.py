@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 from types import TracebackType
+from typing import Literal
 
-from vz_edge.errors import DependencyError
+from vz_edge.device.dependencies import require_imports, require_installed
 
 HOST_MODULES = ("torch", "transformers", "safetensors", "onnx", "onnx_ir", "onnxscript", "onnxruntime")
+BNB_MODULES = ("bitsandbytes", "accelerate")  # which are imported where their kernel is tried
 
 
-def require_host() -> None:
-    """Raise DependencyError naming what of the export side is not installed."""
-    missing = [name for name in HOST_MODULES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise DependencyError(
-            f"exporting needs {', '.join(missing)}, not installed here; pip install 'vz-edge[export,cpu]' on the "
-            "machine that exports (a device needs none of it)"
-        )
+def require_host(format_: Literal["onnx", "bnb"]) -> None:
+    """Raise DependencyError naming what of the export side is not installed, or does not import."""
+    bnb = format_ == "bnb"
+    remedy = f"pip install 'vz-edge[export,{'bnb,' if bnb else ''}cpu]' on the machine that exports"
+    require_installed("exporting", HOST_MODULES + (BNB_MODULES if bnb else ()), f"{remedy} (a device needs none of it)")
+    require_imports("exporting", HOST_MODULES, f"{remedy}, in builds for it")
 
 
 class ConsoleProgress:

@@ -29,6 +29,10 @@ class Backend(Protocol):
     def provider(self) -> str:
         """CPUExecutionProvider, CUDAExecutionProvider..."""
 
+    @property
+    def vision_providers(self) -> tuple[str, ...] | None:
+        """ONNX Runtime's, of what looks at pictures; None where torch does."""
+
     def open(self, folder: Path, threads: int | None) -> Decoder:
         """Load the language model of the bundle in ``folder``. Raises BundleError or ProviderError."""
 
@@ -51,6 +55,11 @@ class OnnxBackend:
     def provider(self) -> str:
         """The provider that is preferred."""
         return self.providers[0]
+
+    @property
+    def vision_providers(self) -> tuple[str, ...]:
+        """Those of both halves."""
+        return self.providers
 
     def open(self, folder: Path, threads: int | None) -> Decoder:
         """As Backend.open."""

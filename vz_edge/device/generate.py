@@ -14,7 +14,8 @@ import numpy as np
 from vz_edge.device.answer_text import Detokenizer, StopStrings
 from vz_edge.device.decoder import Context
 from vz_edge.device.embedding import EmbeddingTable
-from vz_edge.device.guide import Grammar, Guide, one_line, shown
+from vz_edge.device.guide import Grammar, Guide, shown
+from vz_edge.device.process import one_line
 from vz_edge.device.sampling import Sampling, log_probabilities, sample
 from vz_edge.errors import AnswerError
 
@@ -142,5 +143,5 @@ def _value(grammar: Grammar, text: str, cut_off: Literal["length", "deadline"] |
     except ValueError as error:
         raise AnswerError(
             f"the answer {shown(text)} follows the grammar of its schema, and the schema refuses it: "
-            f"{one_line(str(error))}; ask again, or loosen the schema"
+            f"{one_line(error)}; ask again, or loosen the schema"
         ) from error

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vz_edge.device.process import one_line
 from vz_edge.errors import AnswerError, DependencyError, RequestError
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ class Guide:
         return self._characters.decode(b"", final=True)
 
     def _stuck(self) -> AnswerError:
-        reason = one_line(self._matcher.get_error().split("<state>")[0]) or "none of the model's tokens can follow"
+        reason = _undrawn(self._matcher.get_error().split("<state>")[0]) or "none of the model's tokens can follow"
         return AnswerError(f"the answer cannot go on as its schema says ({reason}); simplify the schema")
 
 
@@ -149,7 +150,7 @@ class GrammarCompiler:
         table, grammar = self._shared_table(), json.loads(source)
         bare = LLMatcher(table, json.dumps({"grammars": [grammar]}), log_level=0)
         if bare.is_error():
-            raise RequestError(f"the schema cannot be followed: {one_line(bare.get_error())}; correct or simplify it")
+            raise RequestError(f"the schema cannot be followed: {_undrawn(bare.get_error())}; correct or simplify it")
         space = table.tokenize_bytes(b" ")
         if bare.validate_tokens(space) == len(space):  # the answer itself may begin with a space
             return False, bare
@@ -188,14 +189,14 @@ def grammar_source(schema: Any) -> tuple[dict[str, Any], Callable[[str], Any]]:
     )
 
 
-def one_line(text: str) -> str:
-    """A message without its line breaks: llguidance draws its reasons over many, with a mark below the place."""
-    return " ".join(line.strip() for line in text.splitlines() if line.strip(" ^|"))
-
-
 def shown(text: str) -> str:
     """The end of an answer, quoted, for an error."""
     return repr(text if len(text) <= SHOWN_CHARACTERS else "…" + text[-SHOWN_CHARACTERS:])
+
+
+def _undrawn(reason: str) -> str:
+    """A reason of llguidance's in one line: it draws them over many, with a mark below the place."""
+    return " ".join(line.strip() for line in reason.splitlines() if line.strip(" ^|"))
 
 
 def _json_source(schema: dict[str, Any]) -> dict[str, Any]:

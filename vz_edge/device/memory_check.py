@@ -15,8 +15,7 @@ from pathlib import Path
 
 from vz_edge.bundle import LANGUAGE_MODEL, Manifest
 from vz_edge.device import nvml
-from vz_edge.device.doctor.jetson import l4t_release
-from vz_edge.device.doctor.machine import meminfo_bytes, memory_limit_bytes
+from vz_edge.device.machine import l4t_release, meminfo_bytes, memory_limit_bytes
 from vz_edge.device.runtime import CPU
 from vz_edge.errors import InsufficientMemoryError
 

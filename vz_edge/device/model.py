@@ -133,6 +133,7 @@ class EdgeModel:
         color: Color = "rgb",
         unchanged_below: float | None = None,
         stalled_after: float | None = 10.0,
+        tokens: int | None = None,
         system: str | None = None,
         max_context: int | None = None,
         metrics: Metrics | None = None,
@@ -145,8 +146,9 @@ class EdgeModel:
         apart, and each has ``deadline`` seconds from then. A picture no patch of which differs from the last one that
         was looked at by ``unchanged_below`` grey levels of 255 is not looked at. A source is given up after
         ``stalled_after`` seconds without a frame.
-        ``system`` and ``max_context`` are as in ``session``; ``metrics`` is a registry to count in. Raises RequestError
-        and ContextLengthError; all else that can be wrong is in the results, or raised where they are asked for.
+        ``tokens`` is as in ``ask``, for every frame; ``system`` and ``max_context`` are as in ``session``; ``metrics``
+        is a registry to count in. Raises RequestError, BudgetError and ContextLengthError; all else that can be wrong
+        is in the results, or raised where they are asked for.
         """
         from vz_edge.watch.source import open_source
         from vz_edge.watch.watch import Watch
@@ -159,6 +161,7 @@ class EdgeModel:
             deadline=deadline,
             unchanged_below=unchanged_below,
             stalled_after=stalled_after,
+            tokens=tokens,
             system=system,
             max_context=max_context,
             metrics=metrics,
@@ -178,7 +181,8 @@ class EdgeModel:
 
         ``image`` is a path, a Pillow image, a uint8 [height, width, 3] RGB array or what ``encode`` returned.
         ``prompt`` is a question or a conversation (``[{"role": "user", "content": "..."}, ...]``). ``tokens`` is one of
-        the bundle's budgets, by default its first: fewer tokens are read faster and show less. An answer has at most
+        the bundle's budgets, by default its first: fewer tokens are read faster and show less; what ``encode`` returned
+        has its tokens already. An answer has at most
         ``max_new_tokens`` (128) and is greedy; a ``temperature`` above 0 draws, with a ``seed`` repeatably, from the
         ``top_k`` likeliest tokens (0: all) and those of them that make up ``top_p``. ``stop`` adds strings and token
         ids to the model's own. ``deadline_sec`` after the call no further token is begun, and

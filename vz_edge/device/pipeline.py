@@ -92,6 +92,11 @@ class Pipeline:
             picture if isinstance(picture, VisionResult) else self.vision.tile(picture) for picture in _listed(image)
         ]
         preprocess_sec = time.perf_counter() - started
+        if tokens is not None and pictures and not any(isinstance(picture, Tiles) for picture in pictures):
+            raise RequestError(
+                f"tokens {tokens} came with a picture that is encoded and has its tokens already; leave tokens out, or "
+                "give the picture itself"
+            )
         image_tokens = sum(self._token_count(picture, budget) for picture in pictures)
         questions = []
         for prompt in prompts:

@@ -10,10 +10,12 @@ import contextlib
 import os
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal
 
+from vz_edge.device.dependencies import require_imports
 from vz_edge.errors import CorruptBundleError, DependencyError, ProviderError
 
 if TYPE_CHECKING:
@@ -92,13 +94,15 @@ def choose_providers(requested: Sequence[str] | None, target: Literal["cpu", "cu
 
 
 def import_onnxruntime() -> ModuleType:
-    """The onnxruntime module. Raises DependencyError where neither of its packages is installed."""
-    try:
-        import onnxruntime
-    except ImportError as error:
+    """The onnxruntime module. Raises DependencyError where no package of it is installed, or it does not import."""
+    if find_spec("onnxruntime") is None:
         raise DependencyError(
             "onnxruntime is not installed; install it with pip install 'vz-edge[cpu]', or 'vz-edge[gpu]' for CUDA"
-        ) from error
+        )
+    remedy = "install a build of it for this machine ('vz-edge doctor' looks further)"
+    require_imports("a bundle", ["onnxruntime"], remedy)
+    import onnxruntime
+
     return onnxruntime
 
 

@@ -117,8 +117,8 @@ class Session:
 
         The picture replaces the last one, and the turns that were kept since then go with that one; with ``add`` it
         comes after all that there is, in front of the next question. ``image`` and ``tokens`` are as in
-        ``EdgeModel.ask``; what ``encode`` returned is not encoded again. Raises ImageError, BudgetError, and
-        ContextLengthError before the picture is encoded where no question about it would fit.
+        ``EdgeModel.ask``; what ``encode`` returned is not encoded again. Raises ImageError, BudgetError, RequestError,
+        and ContextLengthError before the picture is encoded where no question about it would fit.
         """
         self._end_stream()
         before = self._conversation if add else self._conversation.before_last_picture()

@@ -6,11 +6,14 @@ manifest, beside its differences from torch. On a device the same picture must g
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sized
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
+
+from vz_edge.errors import BundleError, CorruptBundleError
 
 if TYPE_CHECKING:
     from vz_edge.device.model import EdgeModel
@@ -57,23 +60,36 @@ def parity_picture() -> Image.Image:
     return Image.fromarray(picture.astype(np.uint8))
 
 
-def feature_sample(features: np.ndarray) -> list[list[float]]:
+def feature_sample(features: np.ndarray) -> tuple[tuple[float, ...], ...]:
     """The first values of evenly spaced tokens of ``features`` [tokens, hidden]: enough to tell them apart."""
     rows = np.linspace(0, len(features) - 1, SAMPLE_TOKENS).astype(int)
-    return [[float(value) for value in features[row, :SAMPLE_VALUES]] for row in rows]
+    return tuple(tuple(float(value) for value in features[row, :SAMPLE_VALUES]) for row in rows)
 
 
 def look_again(model: EdgeModel) -> SecondLook:
-    """Show the parity picture to a loaded model and compare with the manifest's record."""
-    manifest = model.manifest
-    recorded = manifest.parity["vision"]
+    """Show the parity picture to a loaded model and compare with the manifest's record.
+
+    Raises BundleError where there is no record, and CorruptBundleError where it is another bundle's.
+    """
+    recorded, decoder = model.manifest.parity.vision, model.manifest.parity.decoder
+    if recorded is None or decoder is None:
+        raise BundleError(
+            f"the manifest of {model.manifest.name} records no parity picture (parity), so there is nothing to compare "
+            "with; compare the hashes alone (--hashes-only), or export the bundle again"
+        )
     result = model.encode(parity_picture())
-    expected = np.array(recorded["feature_sample"], dtype=np.float32)
-    error = float(np.abs(np.array(feature_sample(result.features)) - expected).max() / np.abs(expected).max())
+    found = feature_sample(result.features)
+    if _lengths(recorded.feature_sample) != _lengths(found) or _lengths(recorded.kept) != _lengths(result.kept):
+        raise CorruptBundleError(
+            f"the manifest of {model.manifest.name} records another bundle's parity picture (parity.vision: other "
+            "numbers of tiles, positions or values than this one gives); copy or export the bundle again"
+        )
+    expected = np.array(recorded.feature_sample, dtype=np.float32)
+    error = float(np.abs(np.array(found) - expected).max() / np.abs(expected).max())
     logits = next_logits(model, result.features)
-    token = manifest.parity["decoder"]["top_token"]
+    token = decoder.top_token
     return SecondLook(
-        kept_agreement=None if result.kept is None else kept_agreement(result.kept, np.array(recorded["kept"])),
+        kept_agreement=None if result.kept is None else kept_agreement(result.kept, np.array(recorded.kept)),
         feature_error=error,
         same_token=None if token is None else int(logits.argmax()) == token,
         finite=bool(np.isfinite(logits).all()),
@@ -91,3 +107,7 @@ def kept_agreement(found: np.ndarray, expected: np.ndarray) -> float:
     """Share of kept positions [tiles, dominant] that both have."""
     same = sum(len(np.intersect1d(a, b)) for a, b in zip(found, expected, strict=True))
     return same / expected.size
+
+
+def _lengths(rows: Iterable[Sized] | None) -> list[int] | None:
+    return None if rows is None else [len(row) for row in rows]

@@ -17,6 +17,7 @@ from vz_edge.bundle import Manifest
 from vz_edge.device.image import ImageSource, Tiles, load_image, make_tiles, vanilla_token_order
 from vz_edge.device.mapped import MappedWeights
 from vz_edge.device.runtime import CPU, import_onnxruntime, open_session
+from vz_edge.errors import CorruptBundleError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,6 +55,16 @@ class Vision(Protocol):
         """Look at a picture's tiles. ``budget`` is one of the bundle's several, by default the first."""
 
 
+def input_names(manifest: Manifest) -> set[str]:
+    """What the vision graph of such a bundle takes (docs/bundle.md)."""
+    names = {"pixel_values"}
+    if manifest.model.family != "llava":  # a family with a grid
+        names.add("grid_width" if manifest.budgets else "token_order")
+    if manifest.more_budgets:
+        names.add("budget")
+    return names
+
+
 class VisionEncoder:
     """Runs ``vision.onnx`` in ONNX Runtime; safe to use from several threads. ``weights`` are what it leaves mapped."""
 
@@ -73,7 +84,16 @@ class VisionEncoder:
         """Open the bundle's vision graph. Raises CorruptBundleError or ProviderError."""
         # Quantised layers must be repacked for the processor; float ones are as fast where they lie.
         leave_mapped = providers[0] == CPU and manifest.weights.vision_bits == 16
-        session = open_session(folder / "vision.onnx", providers, threads, leave_mapped)
+        file = folder / "vision.onnx"
+        session = open_session(file, providers, threads, leave_mapped)
+        found = {value.name for value in (*session.get_inputs(), *session.get_overridable_initializers())}
+        expected = input_names(manifest)
+        if found != expected:
+            raise CorruptBundleError(
+                f"{file} takes {', '.join(sorted(found))} and the manifest's family {manifest.model.family} with "
+                f"{len(manifest.budgets)} budgets gives {', '.join(sorted(expected))}: they do not belong together; "
+                "copy or export the bundle again"
+            )
         weights = MappedWeights(folder / "vision.onnx.data")
         return cls(session, weights, manifest)
 

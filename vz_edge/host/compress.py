@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from vz_edge.budget import split_tokens
-from vz_edge.device.doctor.process import one_line
+from vz_edge.device.process import one_line
 from vz_edge.errors import BudgetError, CompressionError, DependencyError, UnsupportedModelError
 
 try:

@@ -10,7 +10,7 @@ import importlib.util
 
 from vz_edge.backends.bitsandbytes_trial import MAX_DISTANCE, MAX_LOSS, TRIAL, fault
 from vz_edge.device.doctor.finding import Finding
-from vz_edge.device.doctor.process import Outcome, run_isolated
+from vz_edge.device.process import Outcome, run_isolated
 
 NAME = "bitsandbytes NF4"
 BITS = 4

@@ -244,7 +244,7 @@ def _calibrate(plan: ExportPlan, seen: Look, staging: Path, progress: Progress) 
     """What the decoder's layers are multiplied with, for the quantiser that asks."""
     progress.start("calibration", calibration_bytes(plan.model.decoder))
     tokenizer = Tokenizer.from_file(str(staging / "tokenizer.json"))
-    embeds = calibration_embeds(plan.checkpoint, tokenizer, seen.patches)
+    embeds = calibration_embeds(plan.checkpoint, plan.model, tokenizer, seen.patches)
     return input_squares(plan.checkpoint, plan.model, embeds, progress.advance)
 
 
@@ -287,9 +287,11 @@ def _named(stage: str, advance: Callable[[str, int], None]) -> Callable[[str, in
 
 def _check_disk(out: Path, needed_bytes: int) -> None:
     existing = next(parent for parent in (out.absolute(), *out.absolute().parents) if parent.exists())
-    free_bytes = shutil.disk_usage(existing).free
-    if free_bytes < needed_bytes * DISK_MARGIN:
+    disk = shutil.disk_usage(existing)
+    required_bytes = needed_bytes * DISK_MARGIN
+    # A file system without a size (/proc, /sys, some networks') does not tell what is free; writing to it will.
+    if disk.total and disk.free < required_bytes:
         raise DiskSpaceError(
-            f"{out} needs {needed_bytes / 1e9:.1f} GB and {existing} has {free_bytes / 1e9:.1f} GB free; free some "
+            f"{out} needs {required_bytes / 1e6:,.1f} MB and {existing} has {disk.free / 1e6:,.1f} MB free; free some "
             "space or choose another --out"
         )

@@ -8,14 +8,13 @@ vision graph is compared whole. Of a decoder too large for that the first layers
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
 
 from vz_edge.backends.transformers_backend import load_language_model
-from vz_edge.bundle import LANGUAGE_MODEL, Manifest
+from vz_edge.bundle import LANGUAGE_MODEL, BudgetParity, DecoderParity, Manifest, Parity, VisionParity
 from vz_edge.device.image import Tiles, vanilla_token_order
 from vz_edge.device.verify import PARITY_PROMPT, feature_sample, kept_agreement
 from vz_edge.errors import ExportError
@@ -37,7 +36,7 @@ LARGEST_VISION_ERROR = {8: 0.5, 16: 0.02}
 LARGEST_DECODER_ERROR = {4: 0.8, 8: 0.2, 16: 0.02}
 
 
-def check_parity(folder: Path, manifest: Manifest, checkpoint: Checkpoint, expected: Look) -> dict[str, Any]:
+def check_parity(folder: Path, manifest: Manifest, checkpoint: Checkpoint, expected: Look) -> Parity:
     """Compare with what torch saw, and return what goes into the manifest (docs/bundle.md).
 
     Raises ExportError if they disagree.
@@ -46,15 +45,14 @@ def check_parity(folder: Path, manifest: Manifest, checkpoint: Checkpoint, expec
         _compare_vision(folder, manifest, expected.tiles, index, features)
         for index, features in enumerate(expected.by_budget)
     )
-    compared = ("tokens", "max_error", "kept_agreement")
-    return {
-        "vision": vision,
-        "more_budgets": [{name: record[name] for name in compared} for record in others],
-        "decoder": _compare_decoder(folder, manifest, checkpoint, expected.by_budget[0].tokens),
-    }
+    return Parity(
+        vision,
+        tuple(BudgetParity(other.tokens, other.max_error, other.kept_agreement) for other in others),
+        _compare_decoder(folder, manifest, checkpoint, expected.by_budget[0].tokens),
+    )
 
 
-def _compare_vision(folder: Path, manifest: Manifest, tiles: Tiles, index: int, expected: Features) -> dict[str, Any]:
+def _compare_vision(folder: Path, manifest: Manifest, tiles: Tiles, index: int, expected: Features) -> VisionParity:
     """Compare the vision graph with its budget of number ``index``."""
     feeds: dict[str, np.ndarray] = {"pixel_values": tiles.pixel_values}
     if manifest.more_budgets:
@@ -85,19 +83,17 @@ def _compare_vision(folder: Path, manifest: Manifest, tiles: Tiles, index: int, 
         raise ExportError(
             f"vision.onnx differs from torch by {error:.1e} of the largest feature: not exported; report this"
         )
-    return {
-        "tiles": len(tiles.pixel_values),
-        "tokens": len(features),
-        "max_error": error,
-        "kept_agreement": agreement,
-        "kept": None if not kept else kept[0].tolist(),
-        "feature_sample": feature_sample(features),
-    }
+    return VisionParity(
+        tiles=len(tiles.pixel_values),
+        tokens=len(features),
+        max_error=error,
+        kept_agreement=agreement,
+        kept=None if not kept else tuple(tuple(row) for row in kept[0].tolist()),
+        feature_sample=feature_sample(features),
+    )
 
 
-def _compare_decoder(
-    folder: Path, manifest: Manifest, checkpoint: Checkpoint, features: torch.Tensor
-) -> dict[str, Any]:
+def _compare_decoder(folder: Path, manifest: Manifest, checkpoint: Checkpoint, features: torch.Tensor) -> DecoderParity:
     model = manifest.model
     prompt = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(PARITY_PROMPT).ids
     embeds = torch.cat([features[:MOST_IMAGE_TOKENS], reference.token_embeds(checkpoint, prompt)])[None]
@@ -115,12 +111,12 @@ def _compare_decoder(
         raise ExportError(
             f"the decoder differs from torch by {error:.1e} after {layers} layers: not exported; report this"
         )
-    return {
-        "layers": layers,
-        "output": "logits" if complete else "residual",
-        "relative_error": error,
-        "top_token": int(found[0, -1].argmax()) if complete else None,
-    }
+    return DecoderParity(
+        layers=layers,
+        output="logits" if complete else "residual",
+        relative_error=error,
+        top_token=int(found[0, -1].argmax()) if complete else None,
+    )
 
 
 def _graph_states(folder: Path, manifest: Manifest, embeds: torch.Tensor, layers: int, complete: bool) -> np.ndarray:

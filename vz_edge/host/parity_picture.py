@@ -51,10 +51,11 @@ def look(checkpoint: Checkpoint, model: ModelSpec, image: ImageSpec, budgets: Se
 
 
 def _all_features(checkpoint: Checkpoint, model: ModelSpec, tiles: Tiles, patches: torch.Tensor) -> Features:
-    features = reference.project(checkpoint, patches).flatten(0, 1)
+    features = reference.project(checkpoint, model, patches).flatten(0, 1)
     if tiles.grid is None:
         return Features(features, None)
-    rows = torch.cat([features, checkpoint.load("image_newline").float()[None]])
+    newline = checkpoint.weight("image_newline", (model.decoder.hidden_size,)).load()
+    rows = torch.cat([features, newline.float()[None]])
     order = vanilla_token_order(tiles.original_size, tiles.grid, model.tower.patches_per_side)
     return Features(rows[torch.from_numpy(order)], None)
 
@@ -69,4 +70,4 @@ def _selected_features(
     selection = select(*tower, budget)
     tokens = torch.cat([selection.dominant, selection.contextual], dim=1)
     ordered = arrange_tokens(model, tokens, selection.kept, None if tiles.grid is None else tiles.grid[0])
-    return Features(reference.project(checkpoint, ordered), selection.kept)
+    return Features(reference.project(checkpoint, model, ordered), selection.kept)

@@ -59,14 +59,19 @@ def tower_states(
 
 
 @torch.inference_mode()
-def project(checkpoint: Checkpoint, features: torch.Tensor) -> torch.Tensor:
-    """The two-layer GELU projector in float32, on [..., tower width]."""
-    for index, activation in ((1, nn.functional.gelu), (2, None)):
-        prefix = f"multi_modal_projector.linear_{index}"
-        weight, bias = (checkpoint.load(f"{prefix}.{part}").float() for part in ("weight", "bias"))
-        features = nn.functional.linear(features, weight, bias)
-        features = activation(features) if activation else features
-    return features
+def project(checkpoint: Checkpoint, model: ModelSpec, features: torch.Tensor) -> torch.Tensor:
+    """The two-layer GELU projector in float32: [..., tower width] -> [..., hidden].
+
+    Raises MissingTensorError and TensorShapeError.
+    """
+    hidden = model.decoder.hidden_size
+
+    def linear(name: str, inputs: torch.Tensor, width: int) -> torch.Tensor:
+        weight = checkpoint.weight(f"multi_modal_projector.{name}.weight", (hidden, width)).load()
+        bias = checkpoint.weight(f"multi_modal_projector.{name}.bias", (hidden,)).load()
+        return nn.functional.linear(inputs, weight.float(), bias.float())
+
+    return linear("linear_2", nn.functional.gelu(linear("linear_1", features, model.tower.hidden_size)), hidden)
 
 
 @torch.inference_mode()

@@ -14,10 +14,11 @@ from pathlib import Path
 
 from vz_edge import __version__
 from vz_edge.device import nvml
-from vz_edge.device.doctor.jetson import l4t_release, query_power_mode
 from vz_edge.device.doctor.packages import installed_version
+from vz_edge.device.machine import l4t_release, query_power_mode
 
 RUN_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "numpy", "pillow", "tokenizers")
+TORCH_PACKAGES = ("torch", "transformers", "bitsandbytes", "accelerate")  # of bundles with bitsandbytes weights
 BUSY_WINDOW_SEC = 2.0
 VECTOR_EXTENSIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "asimd", "asimddp", "i8mm")
 

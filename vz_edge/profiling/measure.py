@@ -1,6 +1,6 @@
 """The process that is measured: loads one bundle, then answers a fixed question about a picture of noise, in rounds.
 
-    python -m vz_edge.profiling.measure BUNDLE --threads 4 --providers CPUExecutionProvider
+    python -m vz_edge.profiling.measure BUNDLE --threads 4 --metered CPUExecutionProvider
 
 is started by ``vz_edge.profiling.run`` and spoken to in lines of JSON (vz_edge.profiling.processes). An answer is
 greedy and has exactly the number of tokens asked for: stop tokens are ignored.
@@ -27,9 +27,14 @@ QUESTION = "What is in this picture, and what is to the left of it?"
 PICTURE_SEED = 0
 
 
-def prepare(folder: Path, providers: Sequence[str], threads: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """Load the bundle; the returned function answers ``{"what": "load"}`` and ``{"what": "round", ...}``."""
-    meter = MemoryMeter(providers[0])
+def prepare(
+    folder: Path, metered: str, providers: Sequence[str] | None, threads: int
+) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Load the bundle; the returned function answers ``{"what": "load"}`` and ``{"what": "round", ...}``.
+
+    ``metered`` is ONNX Runtime's name of the processor whose memory is read; ``providers`` as in ``EdgeModel.load``.
+    """
+    meter = MemoryMeter(metered)
     cached = cached_share(path for path in sorted(folder.rglob("*")) if path.is_file())
     meter.begin_turn()
     model = EdgeModel.load(folder, providers=providers, threads=threads)
@@ -101,9 +106,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure one bundle; spoken to in JSON lines.")
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--threads", type=int, required=True)
-    parser.add_argument("--providers", nargs="+", required=True)
+    parser.add_argument("--metered", required=True)
+    parser.add_argument("--providers", nargs="+")
     arguments = parser.parse_args()
-    serve(lambda: prepare(arguments.bundle, arguments.providers, arguments.threads))
+    serve(lambda: prepare(arguments.bundle, arguments.metered, arguments.providers, arguments.threads))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from vz_edge.device import nvml
-from vz_edge.device.doctor.jetson import l4t_release
+from vz_edge.device.machine import l4t_release
 from vz_edge.device.memory_check import available_memory_bytes
 from vz_edge.device.runtime import CPU
 from vz_edge.profiling.process_memory import memory_bytes, pss_bytes, reset_peak

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from vz_edge.bundle import Manifest, read_manifest
-from vz_edge.device.doctor.jetson import l4t_release
+from vz_edge.device.backend import choose_backend
 from vz_edge.device.image import token_count
+from vz_edge.device.machine import l4t_release
 from vz_edge.device.memory_check import available_memory_bytes, check_memory, memory_need
-from vz_edge.device.runtime import choose_providers, physical_cores
+from vz_edge.device.runtime import physical_cores
 from vz_edge.errors import RequestError
-from vz_edge.profiling.environment import Environment, busy_percent, environment
+from vz_edge.profiling.environment import RUN_PACKAGES, TORCH_PACKAGES, Environment, busy_percent, environment
 from vz_edge.profiling.measure import QUESTION
 from vz_edge.profiling.processes import interleave, workers
 from vz_edge.profiling.run_report import (
@@ -65,16 +66,17 @@ class PlannedBundle:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """Everything that can be wrong has been checked."""
+    """Everything that can be wrong has been checked. ``providers`` are as in RunOptions."""
 
     bundles: tuple[PlannedBundle, ...]
     settings: Settings
+    providers: tuple[str, ...] | None
     runs: int
     environment: Environment
 
 
 def plan_run(folders: Sequence[Path], options: RunOptions) -> RunPlan:
-    """Check the request and read the manifests; nothing is loaded.
+    """Check the request, read the manifests and choose what runs each bundle, as loading does; none is loaded.
 
     Raises RequestError, BundleError, ProviderError, DependencyError, or InsufficientMemoryError where the bundles,
     which are loaded at the same time, do not fit into the memory that is available.
@@ -88,14 +90,15 @@ def plan_run(folders: Sequence[Path], options: RunOptions) -> RunPlan:
             raise RequestError(f"{name} {value} is impossible; expected {least} or more")
     manifests = [read_manifest(folder) for folder in folders]
     size = options.picture_size or largest_picture([manifest.model for manifest in manifests])
-    bundles = []
-    for folder, manifest in zip(folders, manifests, strict=True):
-        providers = tuple(choose_providers(options.providers, manifest.target))
-        identity = Identity(manifest.name, manifest.target, manifest.weights, manifest.budget, providers)
-        bundles.append(PlannedBundle(folder, manifest, identity))
+    bundles = [
+        PlannedBundle(folder, manifest, _identity(folder, manifest, options.providers))
+        for folder, manifest in zip(folders, manifests, strict=True)
+    ]
     _check_memory(bundles, size, options.answer_tokens)
     settings = Settings(size, QUESTION, options.answer_tokens, options.threads or physical_cores())
-    return RunPlan(tuple(bundles), settings, options.runs, environment())
+    in_torch = any(manifest.format == "bnb" for manifest in manifests)
+    machine = environment((*RUN_PACKAGES, *TORCH_PACKAGES) if in_torch else RUN_PACKAGES)
+    return RunPlan(tuple(bundles), settings, options.providers, options.runs, machine)
 
 
 def largest_picture(models: Sequence[ModelSpec]) -> tuple[int, int]:
@@ -174,8 +177,24 @@ def bundle_run(
         cached_share=load["cached_share"],
         times=times,
         memory=memory,
-        notes=tuple(last["notes"]),
+        notes=(*_split(bundle.identity), *last["notes"]),
     )
+
+
+def _identity(folder: Path, manifest: Manifest, providers: Sequence[str] | None) -> Identity:
+    backend = choose_backend(folder, manifest, providers, "onnx")
+    vision = backend.vision_providers
+    assert vision is not None, "vision is measured in ONNX Runtime"
+    known = (manifest.name, manifest.target, manifest.weights, manifest.budget)
+    if manifest.format == "bnb":
+        return Identity(*known, (backend.provider,), vision)
+    return Identity(*known, vision)
+
+
+def _split(identity: Identity) -> list[str]:
+    """A note where torch and ONNX Runtime ran on different processors, as they do where one is a build for the CPU."""
+    language, vision = identity.providers[0], (identity.vision_providers or identity.providers)[0]
+    return [] if vision == language else [f"the language model ran on {language}, vision on {vision}"]
 
 
 def _check_memory(bundles: Sequence[PlannedBundle], size: tuple[int, int], answer_tokens: int) -> None:
@@ -194,7 +213,9 @@ def _check_memory(bundles: Sequence[PlannedBundle], size: tuple[int, int], answe
 
 
 def _command(bundle: PlannedBundle, plan: RunPlan) -> list[str]:
-    options = ["--threads", str(plan.settings.threads), "--providers", *bundle.identity.providers]
+    options = ["--threads", str(plan.settings.threads), "--metered", bundle.identity.providers[0]]
+    if plan.providers is not None:
+        options += ["--providers", *plan.providers]
     return [sys.executable, "-m", "vz_edge.profiling.measure", str(bundle.folder), *options]
 
 

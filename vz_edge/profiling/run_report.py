@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -52,7 +51,8 @@ class Samples:
 class Identity:
     """What makes two measurements ones of the same bundle, run the same way.
 
-    ``budget`` is None for all tokens; ``providers`` are ONNX Runtime's full names, the preferred one first.
+    ``budget`` is None for all tokens; ``providers`` are ONNX Runtime's full names, the preferred one first. Where torch
+    runs the language model, they name its processor, and ``vision_providers`` are those of vision; None elsewhere.
     """
 
     name: str
@@ -60,6 +60,7 @@ class Identity:
     weights: WeightSpec
     budget: TokenBudget | None
     providers: tuple[str, ...]
+    vision_providers: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -172,14 +173,3 @@ def read_report(path: Path) -> RunReport:
         return strict.load(RunReport, data)
     except strict.SchemaError as error:
         raise MeasurementError(f"{path}: {error}; {advice}") from error
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file that is whole or not there. Raises MeasurementError where it cannot be written."""
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise MeasurementError(f"{path} cannot be written ({error.strerror})") from error

@@ -133,6 +133,7 @@ def main(
     unchanged_below: Annotated[
         float | None, typer.Option(envvar="VZ_EDGE_UNCHANGED_BELOW", help="Grey levels of 255; do not look again.")
     ] = None,
+    tokens: Annotated[int | None, typer.Option(envvar="VZ_EDGE_TOKENS", help="As for 'vz-edge run'.")] = None,
     system: Annotated[str | None, typer.Option(envvar="VZ_EDGE_SYSTEM", help="What the model is told first.")] = None,
     provider: Annotated[list[str] | None, typer.Option(envvar="VZ_EDGE_PROVIDER", help="As for 'vz-edge run'.")] = None,
     threads: Annotated[int | None, typer.Option(envvar="VZ_EDGE_THREADS", help="As for 'vz-edge run'.")] = None,
@@ -142,7 +143,7 @@ def main(
     try:
         model = EdgeModel.load(bundle, providers=provider, threads=threads, max_context=max_context)
         asked = [question_of(line) for line in questions.splitlines() if line.strip()]
-        run(_connect(), model, asked, CameraSettings(every, deadline, unchanged_below, system))
+        run(_connect(), model, asked, CameraSettings(every, deadline, unchanged_below, system, tokens))
     except VzEdgeError as error:
         print(f"vz-edge: {error}", file=sys.stderr)
         raise typer.Exit(2) from error

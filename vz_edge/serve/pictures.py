@@ -34,14 +34,17 @@ def from_data_url(url: str, where: str) -> bytes:
         ) from error
 
 
-def check_pixels(files: list[bytes], max_pixels: int) -> None:
-    """Read the headers and raise Problem where one is no picture (400) or all have too many pixels (413)."""
+def check_pixels(files: list[bytes], max_pixels: int, where: str) -> None:
+    """Read the headers and raise Problem where one is no picture (400) or all have too many pixels (413).
+
+    ``where`` is the request's field that they came in.
+    """
     total = 0
     for number, data in enumerate(files, start=1):
-        width, height = _header_size(data, f"picture {number}", max_pixels)
+        width, height = _header_size(data, f"picture {number}", max_pixels, where)
         total += width * height
         if total > max_pixels:
-            raise _too_many_pixels(f"picture {number} is {width} x {height} pixels", max_pixels)
+            raise _too_many_pixels(f"picture {number} is {width} x {height} pixels", max_pixels, where)
 
 
 def decode(data: bytes) -> Image.Image:
@@ -61,25 +64,25 @@ def decode(data: bytes) -> Image.Image:
         ) from error
 
 
-def _header_size(data: bytes, name: str, max_pixels: int) -> tuple[int, int]:
+def _header_size(data: bytes, name: str, max_pixels: int, where: str) -> tuple[int, int]:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return image.size
     except Image.DecompressionBombError as error:
-        raise _too_many_pixels(f"{name} is too large", max_pixels) from error
+        raise _too_many_pixels(f"{name} is too large", max_pixels, where) from error
     except Exception as error:
         raise Problem(
             400,
             "invalid_image",
             f"{name} cannot be read; expected {', '.join(FORMATS[:-1])} or {FORMATS[-1]}",
-            "messages",
+            where,
         ) from error
 
 
-def _too_many_pixels(what: str, max_pixels: int) -> Problem:
+def _too_many_pixels(what: str, max_pixels: int, where: str) -> Problem:
     return Problem(
         413,
         "image_too_large",
         f"{what}, and a request may have {max_pixels} in all its pictures; scale them down",
-        "messages",
+        where,
     )

@@ -70,7 +70,7 @@ async def question_of(request: ChatRequest, context_length: int, settings: Setti
         else:
             files.append(await remote.fetch(link.url, left, link.where))
             left = replace(left, max_bytes=left.max_bytes - len(files[-1]))
-    await asyncio.to_thread(check_pixels, files, settings.max_pixels)
+    await asyncio.to_thread(check_pixels, files, settings.max_pixels, "messages")
     return Question([_plain(message) for message in request.messages], files, _options(request, context_length))
 
 

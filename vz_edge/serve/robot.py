@@ -23,6 +23,7 @@ from vz_edge.strict import SchemaError, load
 from vz_edge.watch import Frame, IteratorSource, Result
 from vz_edge.watch.engine import Cancelled, Engine, Question
 from vz_edge.watch.reader import Reading, Taken
+from vz_edge.watch.watch import check_positive
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ class CameraSettings:
     deadline: float | None = None
     unchanged_below: float | None = None
     system: str | None = None
+    tokens: int | None = None
 
 
 class PushedCamera:
@@ -113,7 +115,9 @@ class PushedCamera:
         settings: CameraSettings,
         on_result: Callable[[Result], object],
     ) -> None:
-        """Raises RequestError and ContextLengthError."""
+        """Raises RequestError, BudgetError and ContextLengthError; those of ``settings`` without questions too."""
+        check_positive(every=settings.every, deadline=settings.deadline, unchanged_below=settings.unchanged_below)
+        model.manifest.budget_of(settings.tokens)
         self._model = model
         self._settings = settings
         self._closed = False
@@ -139,7 +143,7 @@ class PushedCamera:
             raise RequestError("no picture has come yet; check the camera and the name of its topic or input")
         settings = self._settings
         session = self._model.session(settings.system)
-        engine = Engine(self._model, session, questions, settings.deadline, None, lambda: self._closed)
+        engine = Engine(self._model, session, questions, settings.tokens, settings.deadline, None, lambda: self._closed)
         try:
             return engine.answer(Taken(self._newest, dropped=0, monotonic_sec=time.monotonic()))
         except Cancelled:

@@ -19,7 +19,7 @@ from vz_edge.device.model import EdgeModel
 from vz_edge.errors import DependencyError, RequestError, VzEdgeError
 from vz_edge.serve.robot import CameraSettings, PushedCamera, as_json, error_as_json, question_of
 from vz_edge.watch import Result
-from vz_edge.watch.bag import NANOSECONDS, frame_of
+from vz_edge.watch.encoding import NANOSECONDS, ros_frame
 
 if TYPE_CHECKING:
     from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
@@ -32,6 +32,7 @@ PARAMETERS: dict[str, Any] = {
     "every": 0.0,
     "deadline": 0.0,
     "unchanged_below": 0.0,
+    "tokens": 0,
     "system": "",
     "provider": "",
     "threads": 0,
@@ -78,7 +79,7 @@ def node_class() -> type[LifecycleNode]:
                     raise RequestError(f"image_type {given['image_type']!r} is unknown; expected raw or compressed")
                 self._image_type = image_types[given["image_type"]]
                 self._questions = [question_of(text) for text in given["questions"] or [] if text.strip()]
-                names = ("every", "deadline", "unchanged_below", "system")
+                names = ("every", "deadline", "unchanged_below", "system", "tokens")
                 self._settings = CameraSettings(**{name: given[name] for name in names})
                 self._model = EdgeModel.load(
                     given["bundle"],
@@ -145,7 +146,7 @@ def node_class() -> type[LifecycleNode]:
 
         def _take_picture(self, message: Any) -> None:
             if (camera := self._camera) is not None:
-                camera.put(frame_of(message, self.get_clock().now().nanoseconds / NANOSECONDS))
+                camera.put(ros_frame(message, self.get_clock().now().nanoseconds / NANOSECONDS))
 
         def _answer(self, message: Any) -> None:
             if (camera := self._camera) is None:

@@ -18,13 +18,18 @@ LAST_WORDS_SEC = 2.0  # for telling those whose answers were cut off
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket bound to ``host`` and ``port`` (0: any free one), which does not listen yet. Raises ServeError."""
+    """A socket that listens on ``host`` and ``port`` (0: any free one). Raises ServeError.
+
+    It listens before requests are taken, which wait until then: a port that is bound alone would be given to another
+    server too, and the one that listens last would learn it after its model was loaded.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, kind, protocol)
         try:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             bound.bind(address)
+            bound.listen()
         except OSError:
             bound.close()
             raise

@@ -22,12 +22,13 @@ from starlette.responses import Response
 
 from vz_edge.device.image import tile_boxes
 from vz_edge.device.model import EdgeModel
+from vz_edge.errors import ImageError
 from vz_edge.serve.body import read_json_body
 from vz_edge.serve.connection import while_connected
 from vz_edge.serve.engine import Engine, Ticket
 from vz_edge.serve.openai_api import Strict
 from vz_edge.serve.pictures import check_pixels, decode, from_data_url
-from vz_edge.serve.problem import CLIENT_CLOSED_REQUEST, errors_of, invalid
+from vz_edge.serve.problem import CLIENT_CLOSED_REQUEST, Problem, errors_of, invalid
 from vz_edge.serve.settings import Settings
 
 PAGE = Path(__file__).parent / "page"
@@ -130,11 +131,14 @@ def ui_router(engine: Engine, settings: Settings) -> APIRouter:
 
 
 def see(model: EdgeModel, file: bytes, tokens: int | None) -> Seen:
-    """Look at a picture's file. Raises ImageError and BudgetError."""
+    """Look at a picture's file. Raises Problem where it is broken, and BudgetError."""
     manifest = model.manifest
     budget = manifest.budget_of(tokens)
     started = time.perf_counter()
-    tiles = model.vision.tile(decode(file))
+    try:
+        tiles = model.vision.tile(decode(file))
+    except ImageError as error:
+        raise Problem(400, "invalid_image", str(error), "picture") from error
     tiled = time.perf_counter()
     result = model.vision.encode(tiles, budget)
     ended = time.perf_counter()
@@ -176,7 +180,7 @@ async def _read(request: Request, settings: Settings) -> tuple[bytes, int | None
     except ValidationError as error:
         raise invalid(error, frozenset()) from error
     file = await asyncio.to_thread(from_data_url, asked.picture, "picture")
-    await asyncio.to_thread(check_pixels, [file], settings.max_pixels)
+    await asyncio.to_thread(check_pixels, [file], settings.max_pixels, "picture")
     return file, asked.tokens
 
 

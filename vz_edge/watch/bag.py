@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any, Literal
 
-from vz_edge.device.image import ImageSource
 from vz_edge.errors import DependencyError, SourceError
-from vz_edge.watch.encoding import ENCODINGS, decompress, unpack
+from vz_edge.watch.encoding import NANOSECONDS, ros_frame
 from vz_edge.watch.frame import Frame
 
 RAW, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
-NANOSECONDS = 10**9
 
 
 class BagSource:
@@ -46,7 +43,7 @@ class BagSource:
             connections = self._chosen(reader)
             for connection, received_nsec, data in reader.messages(connections):
                 message = reader.deserialize(data, connection.msgtype)
-                yield frame_of(message, received_nsec / NANOSECONDS)
+                yield ros_frame(message, received_nsec / NANOSECONDS)
         finally:
             reader.close()
 
@@ -65,20 +62,3 @@ def is_bag(path: Path) -> bool:
     """Whether ``path`` is a ROS 2 bag's folder or a ROS 1 bag's file."""
     # A long pipeline is no file's name, for which Path.is_file raises.
     return path.suffix == ".bag" or os.path.isfile(path / "metadata.yaml")
-
-
-def frame_of(message: Any, received_sec: float) -> Frame:
-    """The frame in a ``sensor_msgs/Image`` or ``CompressedImage``, of rosbags or of rclpy.
-
-    Its stamp is the header's or, where that is 0, ``received_sec``. What is wrong with the picture is raised when the
-    frame is answered.
-    """
-    stamp_sec = message.header.stamp.sec + message.header.stamp.nanosec / NANOSECONDS
-    color = ENCODINGS.get(getattr(message, "encoding", ""), "rgb")
-    return Frame(functools.partial(_picture, message), color, stamp_sec or received_sec)
-
-
-def _picture(message: Any) -> ImageSource:
-    if hasattr(message, "encoding"):  # a CompressedImage has a format instead
-        return unpack(message.data, message.encoding, message.height, message.width, message.step)
-    return decompress(message.data, message.format)

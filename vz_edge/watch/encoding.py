@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from vz_edge.device.image import ImageSource
 from vz_edge.errors import ImageError
-from vz_edge.watch.frame import Color
+from vz_edge.watch.frame import Color, Frame
 
 # Of sensor_msgs/image_encodings.h, whose names dora's nodes use too; the others are depth, Bayer and YUV.
 ENCODINGS: dict[str, Color] = {"rgb8": "rgb", "bgr8": "bgr", "mono8": "gray"}
+NANOSECONDS = 10**9
 
 
 def unpack(data: Any, encoding: str, height: int, width: int, step: int | None = None) -> np.ndarray:
@@ -43,3 +46,20 @@ def decompress(data: Any, encoding: str) -> Image.Image:
     except Exception as error:
         raise ImageError(f"a message of format {encoding!r} cannot be read ({error}); expected JPEG or PNG") from error
     return image
+
+
+def ros_frame(message: Any, received_sec: float) -> Frame:
+    """The frame in a ``sensor_msgs/Image`` or ``CompressedImage``, of rosbags or of rclpy.
+
+    Its stamp is the header's or, where that is 0, ``received_sec``. What is wrong with the picture is raised when the
+    frame is answered.
+    """
+    stamp_sec = message.header.stamp.sec + message.header.stamp.nanosec / NANOSECONDS
+    color = ENCODINGS.get(getattr(message, "encoding", ""), "rgb")
+    return Frame(functools.partial(_ros_picture, message), color, stamp_sec or received_sec)
+
+
+def _ros_picture(message: Any) -> ImageSource:
+    if hasattr(message, "encoding"):  # a CompressedImage has a format instead
+        return unpack(message.data, message.encoding, message.height, message.width, message.step)
+    return decompress(message.data, message.format)

@@ -46,18 +46,23 @@ class Engine:
         model: EdgeModel,
         session: Session,
         questions: Sequence[Question],
+        tokens: int | None,
         deadline: float | None,
         unchanged_below: float | None,
         cancelled: Callable[[], bool],
         clock: Clock = time.monotonic,
     ) -> None:
-        """``cancelled`` is asked between pieces of text; the rest is as in ``EdgeModel.watch``. Raises RequestError."""
+        """``cancelled`` is asked between pieces of text; the rest is as in ``EdgeModel.watch``.
+
+        Raises RequestError and BudgetError.
+        """
         self._questions = [(asked, AskOptions()) if isinstance(asked, str) else asked for asked in questions]
         if not self._questions:
             raise RequestError("there are no questions; expected at least one")
         for question, options in self._questions:
             model.stream(None, question, **options)  # raises what is wrong with it, and begins nothing
         self._model = model
+        self._budget = model.manifest.budget_of(tokens)
         self._session = session
         self._deadline = deadline
         self._unchanged_below = unchanged_below
@@ -105,7 +110,7 @@ class Engine:
                 if difference < self._unchanged_below:
                     return self._seen
         with _timed(seconds, "vision_sec"):
-            return _Seen(tiles, self._model.vision.encode(tiles))
+            return _Seen(tiles, self._model.vision.encode(tiles, self._budget))
 
     def _ask_all(
         self, seen: _Seen, due: float, seconds: defaultdict[str, float]

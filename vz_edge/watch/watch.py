@@ -28,6 +28,13 @@ CLOSE_SEC = 5.0
 MISSES_TO_WARN = 10
 
 
+def check_positive(**settings: float | None) -> None:
+    """Raise RequestError for the first of a watch's settings that is given and not above 0."""
+    for name, value in settings.items():
+        if value is not None and not value > 0:
+            raise RequestError(f"{name} {value} is impossible; expected more than 0, or none")
+
+
 class Watch(Iterator[Result], AsyncIterator[Result]):
     """Results as they come: ``for``, ``async for`` or ``background``. Made by ``EdgeModel.watch``.
 
@@ -46,16 +53,14 @@ class Watch(Iterator[Result], AsyncIterator[Result]):
         deadline: float | None = None,
         unchanged_below: float | None = None,
         stalled_after: float | None = None,
+        tokens: int | None = None,
         system: str | None = None,
         max_context: int | None = None,
         metrics: Metrics | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
         """As ``EdgeModel.watch``, which is the way to make one."""
-        seconds = {"every": every, "deadline": deadline, "stalled_after": stalled_after}
-        for name, value in (seconds | {"unchanged_below": unchanged_below}).items():
-            if value is not None and not value > 0:
-                raise RequestError(f"{name} {value} is impossible; expected more than 0, or none")
+        check_positive(every=every, deadline=deadline, unchanged_below=unchanged_below, stalled_after=stalled_after)
         self.metrics = metrics or Metrics()
         self._counted = WatchMetrics(self.metrics)
         self._slot = slot = Slot(source.delivery == "recorded", self._counted.frames, clock)
@@ -63,6 +68,7 @@ class Watch(Iterator[Result], AsyncIterator[Result]):
             model,
             model.session(system, max_context),
             questions,
+            tokens,
             deadline,
             unchanged_below,
             lambda: slot.closed,

@@ -10,9 +10,10 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from vz_edge.device.doctor import cuda, jetson, machine, packages, providers
+from vz_edge.device import machine
+from vz_edge.device.doctor import cuda, jetson, packages, providers, resources
 from vz_edge.device.doctor.finding import Finding, reasons_against
-from vz_edge.device.doctor.process import Outcome, one_line, run_isolated
+from vz_edge.device.process import Outcome, one_line, run_isolated
 from vz_edge.device.runtime import CUDA, physical_cores
 
 __all__ = ["Finding", "diagnose", "guarded", "reasons_against"]
@@ -29,12 +30,12 @@ def diagnose(root: Path = Path("/"), run: Callable[..., Outcome] = run_isolated)
     yield from guarded("packages", lambda: packages.package_findings(demands))
     yield from guarded("onnxruntime package", lambda: [packages.onnxruntime_finding(packages.onnxruntime_packages())])
     yield from guarded("onnxruntime", lambda: _onnxruntime_findings(demands, root, run))
-    release = jetson.l4t_release(root)
+    release = machine.l4t_release(root)
     yield from guarded("JetPack", lambda: [jetson.jetpack_finding(release)])
     if release is not None:
-        yield from guarded("power mode", lambda: [jetson.power_finding(jetson.query_power_mode())])
-    yield from guarded("memory", lambda: [machine.memory_finding(root)])
-    yield from guarded("disk", lambda: [machine.disk_finding()])
+        yield from guarded("power mode", lambda: [jetson.power_finding(machine.query_power_mode())])
+    yield from guarded("memory", lambda: [resources.memory_finding(root)])
+    yield from guarded("disk", lambda: [resources.disk_finding()])
     yield from guarded("threads", lambda: _thread_findings(root))
 
 
@@ -53,7 +54,7 @@ def _onnxruntime_findings(demands: packages.Declared | None, root: Path, run: Ca
     findings = [providers.build_finding(build, demanded)]
     if build.result is None:
         return findings
-    board = jetson.l4t_release(root) is not None
+    board = machine.l4t_release(root) is not None
     gpu = board or cuda.has_graphics_card(root)
     trials = {name: run(TRIAL, name) for name in build.result["providers"] if name != providers.REMOTE}
     for name, trial in trials.items():
@@ -78,6 +79,6 @@ def _thread_findings(root: Path) -> list[Finding]:
     cores, present = physical_cores(), os.cpu_count() or 1
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else present
     return [
-        machine.threads_finding(cores, allowed, present, machine.cpu_quota(root)),
-        machine.omp_finding(os.environ.get("OMP_NUM_THREADS"), cores),
+        resources.threads_finding(cores, allowed, present, machine.cpu_quota(root)),
+        resources.omp_finding(os.environ.get("OMP_NUM_THREADS"), cores),
     ]

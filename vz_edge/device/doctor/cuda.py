@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from vz_edge.device.doctor.finding import Finding, State
-from vz_edge.device.doctor.process import command_output
+from vz_edge.device.process import command_output
 
 NAME = "CUDA libraries"
 LIBRARY_FOLDERS = ("usr/local/cuda/lib64", "usr/lib/aarch64-linux-gnu/nvidia", "usr/lib/aarch64-linux-gnu/tegra")

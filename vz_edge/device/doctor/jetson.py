@@ -1,26 +1,13 @@
-"""Jetson boards: which L4T (JetPack) runs, and in which power mode."""
+"""Jetson boards: the JetPack of the L4T that runs, and what the power mode means."""
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 from vz_edge.device.doctor.finding import Finding
-from vz_edge.device.doctor.process import command_output
+from vz_edge.device.machine import RELEASE_FILE
 
-RELEASE_FILE = Path("etc/nv_tegra_release")
-RELEASE = re.compile(r"R(\d+) \(release\), REVISION: ([\d.]+)")
 JETPACK_OF_L4T = {32: 4, 34: 5, 35: 5, 36: 6, 38: 7, 39: 7}  # docs/jetson.md names the sources
-
-
-def l4t_release(root: Path = Path("/")) -> str | None:
-    """The L4T release, as "36.4.3"; "" where the file says something else, None on a machine that is no Jetson."""
-    try:
-        text = (root / RELEASE_FILE).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    match = RELEASE.search(text)
-    return f"{match[1]}.{match[2]}" if match else ""
 
 
 def jetpack_finding(release: str | None) -> Finding:
@@ -42,11 +29,6 @@ def jetpack_finding(release: str | None) -> Finding:
             "run",
         )
     return Finding("JetPack", "ok", detail, needed_for="run")
-
-
-def query_power_mode() -> str | None:
-    """What ``nvpmodel -q`` prints, None where it is missing or fails."""
-    return command_output("nvpmodel", "-q") or command_output("/usr/sbin/nvpmodel", "-q")
 
 
 def power_finding(query: str | None) -> Finding:

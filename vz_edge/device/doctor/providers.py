@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from vz_edge.device.doctor.finding import Finding, Need, State
-from vz_edge.device.doctor.process import Outcome
+from vz_edge.device.process import Outcome
 from vz_edge.device.runtime import CPU, CUDA
 
 if TYPE_CHECKING:

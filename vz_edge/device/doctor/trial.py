@@ -1,7 +1,7 @@
 """``python -m vz_edge.device.doctor.trial [PROVIDER]``: try onnxruntime out and print what happened as JSON.
 
 Without a provider: the build. With one: whether a session starts on it, and how far a 4-bit MatMulNBits that runs
-there is from numpy. Run in a process of its own (``vz_edge.device.doctor.process``).
+there is from numpy. Run in a process of its own (``vz_edge.device.process``).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 from typing import Any
 
 from vz_edge.device.doctor.matmul import make_matmul
-from vz_edge.device.doctor.process import one_line
+from vz_edge.device.process import one_line
 from vz_edge.device.runtime import CPU, CUDA, import_onnxruntime, preload_cuda
 
 

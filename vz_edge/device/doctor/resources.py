@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 from vz_edge.device.doctor.finding import Finding
+from vz_edge.device.machine import meminfo_bytes, memory_limit_bytes
 
 # llava-1.5-7b at 4 bits for the CPU, the smallest real bundle: 'vz-edge inspect llava-1.5-7b'.
 SMALLEST_BUNDLE_BYTES = 5_115_463_680
@@ -69,56 +69,6 @@ def omp_finding(value: str | None, cores: int) -> Finding:
         return Finding(name, "ok", value, needed_for="export")
     detail = f"{value}: exporting uses no more threads than that, of {cores} cores; running ignores it"
     return Finding(name, "warning", detail, "unset OMP_NUM_THREADS", "export")
-
-
-def cpu_quota(root: Path = Path("/")) -> float | None:
-    """CPUs that the control group (version 1 or 2) grants, None without a limit."""
-    quotas = []
-    for folder in _control_groups(root, "cpu"):
-        words = _words(folder / "cpu.max") or _words(folder / "cpu.cfs_quota_us") + _words(folder / "cpu.cfs_period_us")
-        if len(words) == 2 and all(word.isdigit() for word in words) and int(words[1]):
-            quotas.append(int(words[0]) / int(words[1]))
-    return min(quotas, default=None)
-
-
-def meminfo_bytes(root: Path = Path("/")) -> dict[str, int]:
-    """What /proc/meminfo (proc(5)) says in kB, by its key; empty where it cannot be read."""
-    try:
-        lines = (root / "proc/meminfo").read_text(encoding="ascii").splitlines()
-        return {words[0].rstrip(":"): int(words[1]) * 1024 for words in map(str.split, lines) if words[2:] == ["kB"]}
-    except (OSError, ValueError):
-        return {}
-
-
-def memory_limit_bytes(root: Path = Path("/")) -> int | None:
-    """Bytes that the control group (version 1 or 2) allows, None without a limit."""
-    limits = []
-    for folder in _control_groups(root, "memory"):
-        words = _words(folder / "memory.max") or _words(folder / "memory.limit_in_bytes")
-        limits += [int(word) for word in words if word.isdigit()]
-    return min(limits, default=None)
-
-
-def _control_groups(root: Path, controller: str) -> Iterator[Path]:
-    """Folders of this process's group and those above it, whose limits hold too; cgroups(7) gives the format."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, path = [*line.split(":", 2), "", ""][:3]
-        if controllers and controller not in controllers.split(","):
-            continue
-        mount = root / "sys/fs/cgroup" / (controller if controllers else "")
-        group = mount / path.lstrip("/")
-        yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(mount))
-
-
-def _words(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="ascii").split()
-    except (OSError, ValueError):
-        return []
 
 
 def _gigabytes(size_bytes: int) -> str:

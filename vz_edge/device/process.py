@@ -1,7 +1,7 @@
-"""Checks in a process of their own, because native code ends the process that it fails in.
+"""Other processes: trials of native code, which ends the process that it fails in, and the system's commands.
 
 A wheel for another CPU dies of an illegal instruction, and bitsandbytes' CUDA code calls ``exit(1)`` at its first
-kernel where its libraries do not fit the board. The process lives in a temporary folder, which takes its caches and
+kernel where its libraries do not fit the board. A trial lives in a temporary folder, which takes its caches and
 core dump along when it goes.
 """
 
@@ -23,7 +23,7 @@ CACHE_VARIABLES = ("TMPDIR", "CUDA_CACHE_PATH", "TRITON_CACHE_DIR", "XDG_CACHE_H
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an isolated check gave: its ``result``, or why there is none (``failure``, one line); ``log`` is stderr."""
+    """What a trial gave: its ``result``, or why there is none (``failure``, one line); ``log`` is stderr."""
 
     result: dict[str, Any] | None
     failure: str = ""
@@ -32,7 +32,7 @@ class Outcome:
 
 def run_isolated(module: str, *arguments: str, timeout_sec: float = TIMEOUT_SEC) -> Outcome:
     """Run ``python -m module arguments``, whose last line on stdout is a JSON mapping. Never raises."""
-    with tempfile.TemporaryDirectory(prefix="vz-edge-doctor-", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(prefix="vz-edge-trial-", ignore_cleanup_errors=True) as folder:
         environment = {
             **os.environ,
             **dict.fromkeys(CACHE_VARIABLES, folder),
