@@ -14,6 +14,7 @@ from torch import nn
 
 from vz_edge.host.checkpoint import Checkpoint
 from vz_edge.host.decoder_spec import TOKEN_TABLE, decoder_config
+from vz_edge.host.heap import give_back_freed_memory
 from vz_edge.host.select.visionzip import cls_scores, mean_keys
 from vz_edge.recipe import DecoderSpec, ModelSpec, TowerSpec
 
@@ -102,8 +103,10 @@ def decoder_states(
     normed = embeds
     for index in range(layers):
         _load(decoder.layers[0], checkpoint, f"language_model.layers.{index}.")
+        give_back_freed_memory()
         normed = decoder(inputs_embeds=embeds, use_cache=False).last_hidden_state
         embeds = captured["residual"]
+        give_back_freed_memory()
     return normed if layers == model.decoder.layers else embeds
 
 
