@@ -124,6 +124,14 @@ def test_four_bits_are_weighted_by_what_layers_read_unless_told_otherwise(tmp_pa
             assert not np.array_equal(array, decoders["nearest"][name]), name
 
 
+def test_nothing_is_calibrated_where_nothing_is_quantised(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "checkpoint")
+    progress = Recorded()
+    request = ExportRequest(str(tmp_path / "checkpoint"), tmp_path / "bundle", bits=16, quantizer="weighted")
+    write_bundle(plan_export(request), progress)
+    assert "decoder" in progress.stages and "calibration" not in progress.stages
+
+
 def test_quantised_vision_says_what_it_changed(tmp_path: Path) -> None:
     make_checkpoint(tmp_path / "checkpoint", family="llava_next")
     bundle = exported(tmp_path / "checkpoint", tmp_path / "bundle", tokens="90", vision_bits=8)

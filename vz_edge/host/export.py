@@ -233,7 +233,8 @@ def _write_onnx(plan: ExportPlan, seen: Look, stop: StopSpec, staging: Path, pro
     progress.start("embedding", plan.predicted["embedding_bytes"])
     write_embedding(checkpoint, model, precision, staging, progress.advance)
     linear, lm_head = (quant_config(bits, plan.weights) for bits in (plan.weights.bits, plan.weights.lm_head_bits))
-    squares = _calibrate(plan, seen, staging, progress) if plan.weights.quantizer == "weighted" else {}
+    calibrated = plan.weights.quantizer == "weighted" and (linear or lm_head)
+    squares = _calibrate(plan, seen, staging, progress) if calibrated else {}
     decoder = build_decoder(checkpoint, model.decoder, precision, DecoderQuant(linear, lm_head, squares))
     _save("decoder", decoder, staging, progress)
     config = genai_config(model, stop.token_ids, plan.target)
