@@ -8,7 +8,7 @@ BIN    := $(VENV)/bin
 
 demo: $(VENV)/.demo
 	$(BIN)/vz-edge export --model vz-demo --bits 4 --tokens 320 --out bundles/vz-demo --force
-	$(BIN)/vz-edge run bundles/vz-demo --image examples/scene.png "how many circles do you see?"
+	$(BIN)/vz-edge run bundles/vz-demo --image examples/scene.jpg "how many circles do you see?"
 
 test: $(VENV)/.test
 	$(BIN)/ruff check .

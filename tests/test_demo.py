@@ -15,9 +15,9 @@ from easy_vqa import get_test_image_paths, get_test_questions
 from vz_edge import EdgeModel
 from vz_edge.device.verify import look_again
 
-PICTURE = Path(__file__).parents[1] / "examples" / "scene.png"
+PICTURE = Path(__file__).parents[1] / "examples" / "scene.jpg"
 DOCS = Path(__file__).parents[1] / "docs"
-# What anyone sees in examples/scene.png; the second is the question of `make demo`.
+# What anyone sees in examples/scene.jpg; the second is the question of `make demo`.
 ANSWERS = {
     "what color is the star?": "blue",
     "how many circles do you see?": "2",

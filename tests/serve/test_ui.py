@@ -25,7 +25,7 @@ from vz_edge.serve.settings import Settings
 from vz_edge.serve.ui import PAGE_PATHS
 
 TOKEN = "0123456789abcdef"
-SCENE = Path(__file__).parents[2] / "examples" / "scene.png"
+SCENE = Path(__file__).parents[2] / "examples" / "scene.jpg"
 QUESTION = "What <b>is</b> this?"  # tags must stay what they are
 BUDGETS = (90, 25)
 
