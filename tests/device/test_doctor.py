@@ -16,6 +16,7 @@ import torch
 from packaging.requirements import Requirement
 
 from vz_edge.device import doctor, machine
+from vz_edge.device.cuda_libraries import wanted_libraries
 from vz_edge.device.doctor import cuda, jetson, matmul, packages, providers, resources, trial
 from vz_edge.device.doctor.finding import Finding, reasons_against
 from vz_edge.device.process import Outcome
@@ -208,27 +209,19 @@ def test_the_build_is_imported_and_new_enough() -> None:
 # --- CUDA
 
 
-def test_library_names_follow_the_cuda_version() -> None:
-    assert {"libcublasLt.so.12", "libcufft.so.11", "libcudnn.so.9"} <= set(cuda.wanted_libraries("12.8"))
-    assert {"libcublasLt.so.13", "libcufft.so.12", "libcudnn.so.9"} <= set(cuda.wanted_libraries("13.0"))
-
-
 def test_libraries_are_found_where_the_loader_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for file in ("usr/local/cuda/lib64/libcufft.so.11", "own/libcudnn.so.9", "site/nvidia/cublas/lib/libcublas.so.12"):
+    for file in ("usr/local/cuda/lib64/libcufft.so.11", "own/libcudnn.so.9"):
         (tmp_path / file).parent.mkdir(parents=True)
         (tmp_path / file).touch()
-    (tmp_path / "site/nvidia/nccl/lib").mkdir(parents=True)
     monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path / "own"))
     cache = "1 libs found in cache\n\tlibcuda.so.1 (libc6,x86-64) => /usr/lib/libcuda.so.1\n"
     monkeypatch.setattr(cuda, "command_output", lambda *command: cache)
     names = ["libcuda.so.1", "libcufft.so.11", "libcudnn.so.9", "libcublas.so.12"]
     assert cuda.find_libraries(names, tmp_path) == {"libcuda.so.1", "libcufft.so.11", "libcudnn.so.9"}
-    folders = cuda.packaged_folders(names, [str(tmp_path / "site")])
-    assert folders == [str(tmp_path / "site/nvidia/cublas/lib")]
 
 
 def test_cuda_is_judged_by_what_is_there() -> None:
-    everything = set(cuda.wanted_libraries("12.8"))
+    everything = set(wanted_libraries("12.8"))
     assert cuda.cuda_finding(None, False, False, False, set(), []).state == "ok"
     card = cuda.cuda_finding(None, True, False, False, set(), [])
     assert card.state == "warning" and "vz-edge[gpu]" in card.fix

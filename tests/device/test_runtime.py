@@ -9,7 +9,16 @@ import onnxruntime
 import pytest
 
 from vz_edge.device import runtime
-from vz_edge.device.runtime import CPU, CUDA, choose_providers, open_session, physical_cores
+from vz_edge.device.runtime import (
+    CPU,
+    CUDA,
+    WEIGHTS_OUT_OF_ARENA,
+    choose_providers,
+    open_session,
+    physical_cores,
+    provider_options,
+    session_options,
+)
 from vz_edge.errors import CorruptBundleError, DependencyError, ProviderError
 
 
@@ -44,6 +53,15 @@ def test_what_is_not_there_is_refused_with_what_is() -> None:
 def test_a_provider_that_does_not_start_is_refused(bundle: Path) -> None:
     with pytest.raises(ProviderError, match="did not start"), pytest.warns(UserWarning):
         open_session(bundle / "decoder.onnx", [CUDA], threads=1)
+
+
+def test_weights_on_cuda_do_not_grow_the_arena() -> None:
+    on_cuda, on_cpu = (session_options(providers, threads=1) for providers in ([CUDA, CPU], [CPU]))
+    assert on_cuda.get_session_config_entry(WEIGHTS_OUT_OF_ARENA) == "1"
+    with pytest.raises(RuntimeError):
+        on_cpu.get_session_config_entry(WEIGHTS_OUT_OF_ARENA)
+    cuda, cpu = provider_options([CUDA, CPU])
+    assert cuda["arena_extend_strategy"] == "kSameAsRequested" and cpu == {}
 
 
 def test_without_onnxruntime_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ is named.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import sys
 from collections.abc import Sequence
@@ -15,14 +16,20 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal
 
+from vz_edge.device.cuda_libraries import packaged_libraries, wanted_libraries
 from vz_edge.device.dependencies import require_imports
 from vz_edge.errors import CorruptBundleError, DependencyError, ProviderError
 
 if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
+    from onnxruntime import InferenceSession, SessionOptions
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 LOG_ERRORS_ONLY = 3
+# The arena of ONNX Runtime's CUDA provider doubles with each region that it takes, and never shrinks: weights of 7 GB
+# would leave the next 100 MB of activations a region of 8 GB. So weights stay out of it (microsoft/onnxruntime pull
+# 7267), and it grows by what is asked for. A vision graph has one convolution, which needs no search by trial.
+CUDA_OPTIONS = {"arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_search": "HEURISTIC"}
+WEIGHTS_OUT_OF_ARENA = "session.use_device_allocator_for_initializers"
 
 
 def open_session(
@@ -44,20 +51,13 @@ def open_session(
     ort = import_onnxruntime()
     if providers[0] == CUDA:
         preload_cuda(ort)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or physical_cores()
-    options.inter_op_num_threads = 1
-    options.log_severity_level = LOG_ERRORS_ONLY
-    # The decoder's inputs have another shape at every token: patterns would be computed and kept for each.
-    options.enable_mem_pattern = False
-    if leave_mapped:
-        options.add_session_config_entry("session.disable_prepacking", "1")
+    options = session_options(providers, threads, leave_mapped)
     try:
         session = ort.InferenceSession(
             path,
             options,
             providers=list(providers),
-            provider_options=[{"enable_cuda_graph": "1"} if cuda_graph and name == CUDA else {} for name in providers],
+            provider_options=provider_options(providers, cuda_graph),
         )
     except Exception as error:  # onnxruntime's exceptions share no base class
         raise _session_error(path, providers, error) from error
@@ -68,6 +68,27 @@ def open_session(
             f"started: {', '.join(started)}; install them, or choose another provider"
         )
     return session
+
+
+def session_options(providers: Sequence[str], threads: int | None, leave_mapped: bool = False) -> SessionOptions:
+    """ONNX Runtime's options of a session, as ``open_session`` takes them."""
+    options = import_onnxruntime().SessionOptions()
+    options.intra_op_num_threads = threads or physical_cores()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = LOG_ERRORS_ONLY
+    # The decoder's inputs have another shape at every token: patterns would be computed and kept for each.
+    options.enable_mem_pattern = False
+    if leave_mapped:
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    if providers[0] == CUDA:
+        options.add_session_config_entry(WEIGHTS_OUT_OF_ARENA, "1")
+    return options
+
+
+def provider_options(providers: Sequence[str], cuda_graph: bool = False) -> list[dict[str, str]]:
+    """The options of each provider, as ``open_session`` takes them."""
+    cuda = CUDA_OPTIONS | ({"enable_cuda_graph": "1"} if cuda_graph else {})
+    return [dict(cuda) if name == CUDA else {} for name in providers]
 
 
 def choose_providers(requested: Sequence[str] | None, target: Literal["cpu", "cuda"]) -> list[str]:
@@ -109,8 +130,13 @@ def import_onnxruntime() -> ModuleType:
 def preload_cuda(ort: ModuleType) -> None:
     """Load CUDA and cuDNN where pip put them (packages ``nvidia-*``): the system's loader does not look there.
 
-    Libraries that are nowhere are named on stderr; whether the provider starts without them, it says itself.
+    onnxruntime looks beside itself alone, so those of another folder of Python's path are loaded first: it may have
+    been installed apart from them (``pip install --target``). Libraries that are nowhere are named on stderr; whether
+    the provider starts without them, it says itself.
     """
+    for library in packaged_libraries(wanted_libraries(getattr(ort, "cuda_version", ""))):
+        with contextlib.suppress(OSError):  # of another CUDA's driver, or its own needs are missing: the provider tells
+            ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
     if hasattr(ort, "preload_dlls"):  # since 1.21
         with contextlib.redirect_stdout(sys.stderr):
             ort.preload_dlls()

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from vz_edge.device import machine
+from vz_edge.device.cuda_libraries import packaged_folders, wanted_libraries
 from vz_edge.device.doctor import cuda, jetson, packages, providers, resources
 from vz_edge.device.doctor.finding import Finding, reasons_against
 from vz_edge.device.process import Outcome, one_line, run_isolated
@@ -60,7 +61,7 @@ def _onnxruntime_findings(demands: packages.Declared | None, root: Path, run: Ca
     for name, trial in trials.items():
         findings += providers.provider_findings(name, trial, gpu)
     version = build.result["cuda"] if CUDA in trials else None
-    wanted = cuda.wanted_libraries(version) if version else []
+    wanted = wanted_libraries(version or "")
     started = CUDA in trials and bool((trials[CUDA].result or {}).get("started"))
     return [
         *findings,
@@ -70,7 +71,7 @@ def _onnxruntime_findings(demands: packages.Declared | None, root: Path, run: Ca
             board,
             started,
             cuda.find_libraries(wanted, root),
-            cuda.packaged_folders(wanted),
+            packaged_folders(wanted),
         ),
     ]
 

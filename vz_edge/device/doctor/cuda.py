@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from vz_edge.device.cuda_libraries import wanted_libraries
 from vz_edge.device.doctor.finding import Finding, State
 from vz_edge.device.process import command_output
 
@@ -19,18 +19,6 @@ def has_graphics_card(root: Path = Path("/")) -> bool:
     return (root / "dev/nvidiactl").exists()
 
 
-def wanted_libraries(cuda: str) -> list[str]:
-    """File names for a build with that CUDA version ("12.8"): the driver's, the toolkit's and cuDNN's.
-
-    Source: ``_get_nvidia_dll_paths`` in ``onnxruntime/__init__.py`` (1.32), and its page on the CUDA provider's
-    requirements for cuDNN 9 (since 1.19).
-    """
-    major = int(cuda.split(".")[0])
-    toolkit = [f"lib{name}.so.{major}" for name in ("cublasLt", "cublas", "cudart", "nvrtc")]
-    cufft = "libcufft.so.12" if major >= 13 else "libcufft.so.11"
-    return ["libcuda.so.1", *toolkit, cufft, "libcurand.so.10", "libcudnn.so.9"]
-
-
 def find_libraries(names: Iterable[str], root: Path = Path("/")) -> set[str]:
     """Those of ``names`` that the loader finds: its cache, LD_LIBRARY_PATH and the toolkit's own folder."""
     cache = command_output("ldconfig", "-p") or command_output("/sbin/ldconfig", "-p") or ""
@@ -38,15 +26,6 @@ def find_libraries(names: Iterable[str], root: Path = Path("/")) -> set[str]:
     folders = [Path(folder) for folder in os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep) if folder]
     folders += [root / folder for folder in LIBRARY_FOLDERS]
     return {name for name in names if name in cached or any((folder / name).exists() for folder in folders)}
-
-
-def packaged_folders(names: Iterable[str], paths: Iterable[str] | None = None) -> list[str]:
-    """Folders of NVIDIA's Python packages that hold some of ``names``; the loader does not look there by itself."""
-    wanted = set(names)
-    folders = [
-        folder for path in (sys.path if paths is None else paths) for folder in sorted(Path(path).glob("nvidia/*/lib"))
-    ]
-    return [str(folder) for folder in folders if wanted & {file.name for file in folder.iterdir()}]
 
 
 def cuda_finding(
@@ -68,7 +47,7 @@ def cuda_finding(
         return Finding(NAME, "warning", detail, fix, "run")
     if started:
         return Finding(NAME, "ok", "onnxruntime loaded what it needs", needed_for="run")
-    wanted = wanted_libraries(cuda) if cuda else []
+    wanted = wanted_libraries(cuda)
     missing = [name for name in wanted if name not in found]
     state: State = "problem" if gpu else "warning"
     if not wanted:
