@@ -147,7 +147,7 @@ def save_random(graph: GraphBuilder, path: Path) -> int:
             file.path.name, places[fills[name].key], tensor.nbytes, tensor.dtype, shape=tensor.shape, name=name
         )
     ir.save(graph.model(), path)
-    return sum(tensor.nbytes for tensor in lazy.values())
+    return graph.weight_bytes()
 
 
 def _quantised(graph: GraphBuilder) -> dict[str, tuple[int, int]]:

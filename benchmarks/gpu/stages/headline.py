@@ -52,6 +52,8 @@ def run(settings: Settings, record: Record) -> None:
         for bar in bars(found, settings, profile):
             record.bar(bar)
     record.line(line(found))
+    if not any("memory" in one or "without_graph" in one for one in found.values()):
+        raise MeasurementError(f"no model was measured: {found[LARGE.name]['memory_failure']}")
 
 
 def this_card() -> DeviceProfile | None:
