@@ -15,9 +15,15 @@ from pathlib import Path
 
 from vz_edge.bundle import LANGUAGE_MODEL, Manifest
 from vz_edge.device import nvml
-from vz_edge.device.machine import l4t_release, meminfo_bytes, memory_limit_bytes
+from vz_edge.device.machine import l4t_release, meminfo_bytes, memory_left_bytes
 from vz_edge.device.runtime import CPU
 from vz_edge.errors import InsufficientMemoryError
+
+
+# A question of 1024 tokens, its picture's among them, is longer than most (LLaVA-NeXT's default budget is 320 tokens a
+# picture). What is added stands for the decoder's activations and for what other programs may soon ask for.
+QUESTION_TOKENS = 1024
+SPARE_BYTES = 512 << 20
 
 
 @dataclass(frozen=True)
@@ -50,13 +56,28 @@ def available_memory_bytes(provider: str, root: Path = Path("/")) -> int | None:
     """Memory that ``provider`` (ONNX Runtime's full name) can take now; None where the machine does not tell.
 
     A graphics card's free memory (NVML); on the CPU, and on a Jetson, whose GPU shares it, what the system can give
-    without swapping (MemAvailable, proc(5)), no more than the control group allows.
+    without swapping (MemAvailable, proc(5)), no more than the control group still grants.
     """
     if provider != CPU and l4t_release(root) is None:
         return nvml.free_bytes()
     available = meminfo_bytes(root).get("MemAvailable")
-    limit = memory_limit_bytes(root)
-    return available if available is None or limit is None else min(available, limit)
+    left = memory_left_bytes(root)
+    return available if available is None or left is None else min(available, left)
+
+
+def spare_memory_bytes(need: MemoryNeed) -> int:
+    """Memory that must be available to a loaded bundle for vision to keep what a picture took.
+
+    The KV cache of ``need``, a question's, must find room and leave some for others; and so must vision's weights:
+    while they are mapped, the system counts them as available, and would read them from the disk for every picture.
+    """
+    return need.vision_bytes + need.cache_bytes + SPARE_BYTES
+
+
+def is_short(least_bytes: int) -> bool:
+    """Whether less than that is available to the CPU now; not where the machine does not tell."""
+    available_bytes = available_memory_bytes(CPU)
+    return available_bytes is not None and available_bytes < least_bytes
 
 
 def check_memory(needs: Sequence[MemoryNeed], available_bytes: int | None) -> None:

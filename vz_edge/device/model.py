@@ -13,6 +13,7 @@ read-only, and each question has a KV cache of its own.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Generator, Sequence
 from os import PathLike
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from vz_edge.watch.frame import Color
     from vz_edge.watch.source import AnySource
     from vz_edge.watch.watch import Watch
+
+logger = logging.getLogger(__name__)
 
 
 class EdgeModel:
@@ -80,6 +83,7 @@ class EdgeModel:
         max_context: int | None = None,
         vision: VisionRuntime = "onnx",
         cuda_graph: bool = False,
+        release_memory: bool | None = None,
     ) -> EdgeModel:
         """Load a bundle written by ``vz-edge export``.
 
@@ -90,14 +94,17 @@ class EdgeModel:
         ``vision`` runs in ONNX Runtime ("onnx") or in torch beside the language model ("torch"); other bundles have
         ONNX Runtime alone. With ``cuda_graph`` tokens are decoded by a CUDA graph (``vz_edge.device.cuda_graph``; on
         CUDA alone, where it has not been run yet): the KV cache of the whole context is then allocated here, one
-        conversation at a time has the graph, and all questions must come from one thread. Raises BundleError,
-        ProviderError, DependencyError, RequestError, and InsufficientMemoryError before anything is loaded where the
-        weights, and a graph's cache, do not fit.
+        conversation at a time has the graph, and all questions must come from one thread. ``release_memory`` says whether
+        vision on the CPU gives back after each picture what that took of memory (docs/sessions.md); None: only where
+        memory is short. Raises BundleError, ProviderError, DependencyError, RequestError, and InsufficientMemoryError
+        before anything is loaded where the weights, and a graph's cache, do not fit.
         """
         started = time.perf_counter()
         for name, value in (("threads", threads), ("max_context", max_context)):
             if value is not None and value < 1:
                 raise RequestError(f"{name} {value} is impossible; expected 1 or more")
+        if release_memory not in (None, True, False):
+            raise RequestError(f"release_memory {release_memory!r} is impossible; expected True, False or None")
         bundle = Path(folder)
         manifest = read_manifest(bundle)
         model = manifest.model
@@ -106,11 +113,15 @@ class EdgeModel:
         backend = choose_backend(bundle, manifest, providers, vision, graph_tokens)
         need = memory_need(bundle, manifest, context_tokens=graph_tokens)
         check_memory([need], available_memory_bytes(backend.provider))
+        logger.info("loading %s for %s", bundle, backend.provider)
         chat = ChatPrompt.load(bundle, model.image_token_id)
-        encoder = backend.open_vision(bundle, manifest, threads)
+        encoder = backend.open_vision(bundle, manifest, threads, release_memory)
+        logger.debug("opened the vision graph %.2f s after the beginning", time.perf_counter() - started)
         decoder = backend.open(bundle, threads)
         embedding = EmbeddingTable(bundle / "embedding.data", decoder.hidden_size, decoder.dtype)
-        return cls(manifest, encoder, chat, embedding, decoder, context_length, time.perf_counter() - started)
+        load_sec = time.perf_counter() - started
+        logger.info("loaded %s in %.2f s", manifest.name, load_sec)
+        return cls(manifest, encoder, chat, embedding, decoder, context_length, load_sec)
 
     def session(self, system: str | None = None, max_context: int | None = None) -> Session:
         """A conversation that looks at a picture once and answers any number of questions about it.
