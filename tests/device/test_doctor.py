@@ -305,7 +305,8 @@ CGROUP_1 = {
     "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
     "sys/fs/cgroup/memory/docker/1/memory.limit_in_bytes": "4000000000\n",
     "sys/fs/cgroup/memory/docker/1/memory.usage_in_bytes": "1500000000\n",
-    "sys/fs/cgroup/memory/docker/1/memory.stat": "inactive_file 7\ntotal_inactive_file 400000000\ntotal_active_file 100000000\n",
+    "sys/fs/cgroup/memory/docker/1/memory.stat": "inactive_file 7\n"
+    "total_inactive_file 400000000\ntotal_active_file 100000000\n",
     "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
 }
 

@@ -39,7 +39,10 @@ class Backend(Protocol):
     def open_vision(
         self, folder: Path, manifest: Manifest, threads: int | None, release_memory: bool | None = None
     ) -> Vision:
-        """Load what looks at pictures; ``release_memory`` as in ``EdgeModel.load``. Raises BundleError or ProviderError."""
+        """Load what looks at pictures; ``release_memory`` as in ``EdgeModel.load``.
+
+        Raises BundleError or ProviderError.
+        """
 
 
 @dataclass(frozen=True)

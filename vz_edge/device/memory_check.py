@@ -19,7 +19,6 @@ from vz_edge.device.machine import l4t_release, meminfo_bytes, memory_left_bytes
 from vz_edge.device.runtime import CPU
 from vz_edge.errors import InsufficientMemoryError
 
-
 # A question of 1024 tokens, its picture's among them, is longer than most (LLaVA-NeXT's default budget is 320 tokens a
 # picture). What is added stands for the decoder's activations and for what other programs may soon ask for.
 QUESTION_TOKENS = 1024

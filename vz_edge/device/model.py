@@ -94,7 +94,7 @@ class EdgeModel:
         ``vision`` runs in ONNX Runtime ("onnx") or in torch beside the language model ("torch"); other bundles have
         ONNX Runtime alone. With ``cuda_graph`` tokens are decoded by a CUDA graph (``vz_edge.device.cuda_graph``; on
         CUDA alone, where it has not been run yet): the KV cache of the whole context is then allocated here, one
-        conversation at a time has the graph, and all questions must come from one thread. ``release_memory`` says whether
+        conversation at a time has the graph, and all questions must come from one thread. ``release_memory`` says if
         vision on the CPU gives back after each picture what that took of memory (docs/sessions.md); None: only where
         memory is short. Raises BundleError, ProviderError, DependencyError, RequestError, and InsufficientMemoryError
         before anything is loaded where the weights, and a graph's cache, do not fit.

@@ -17,6 +17,7 @@ is assumed about the template, so one that rewrites history costs time, never a 
 from __future__ import annotations
 
 import copy
+import logging
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
@@ -39,6 +40,8 @@ Item = int | VisionResult  # what stands at a place of a prompt: a token of text
 IMAGE = {"type": "image"}
 # Two questions that begin differently: what the prompts with them have in common comes before any question.
 PROBES = ("0", "What")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -97,14 +100,7 @@ class Session:
         self.context_length = min(pipeline.context_length, max_context or pipeline.context_length)
         self._pipeline = replace(pipeline, context_length=self.context_length)
         self._open: Generator[str, None, Reply] | None = None
-        conversation = _Conversation()
-        if system:
-            plain = self._ids(conversation.asked(PROBES[0]))
-            conversation = _Conversation((_message("system", system),))
-            if self._ids(conversation.asked(PROBES[0])) == plain:
-                raise RequestError(
-                    "the model's chat template leaves a system prompt out; put its words in front of the questions"
-                )
+        conversation = self._begun(system)
         self._check(conversation)
         self._context = pipeline.decoder.start(self.context_length)
         self._read: list[Item] = []  # what the context holds
@@ -128,6 +124,23 @@ class Session:
         started = time.perf_counter()
         self._turn_to(replace(conversation, pictures=tuple(pictures)))
         return Look(pictures[-1], question.preprocess_sec, vision_sec, time.perf_counter() - started)
+
+    def restart(
+        self, images: Sequence[Picture] = (), *, system: str | None = None, tokens: int | None = None
+    ) -> list[VisionResult]:
+        """Forget the conversation and its pictures, and begin another one with ``system`` and about ``images``.
+
+        What both begin with stays in the KV cache, so forgetting the turns alone costs nothing. Returns the encoded
+        pictures, which may be given again. ``images`` and ``tokens`` are as in ``look``; raises as ``look`` does, and
+        RequestError where the chat template has no place for ``system``.
+        """
+        self._end_stream()
+        conversation = self._begun(system)
+        for image in images:
+            conversation = conversation.shown(image)
+        pictures, _ = self._pipeline.look(self._check(conversation, tokens))
+        self._turn_to(replace(conversation, pictures=tuple(pictures)))
+        return pictures
 
     def ask(self, question: str, *, keep: bool = False, **options: Unpack[AskOptions]) -> Reply:
         """Answer a question about what was looked at, as ``EdgeModel.ask`` would with the whole conversation.
@@ -186,7 +199,9 @@ class Session:
         start = self._start_of(conversation)
         common = self._rewind_to_common(start)
         if common < len(start):
-            self._context.append(self._embed(start[common:]))
+            embeds = self._embed(start[common:])
+            logger.info("reading %d tokens, %d are in the KV cache", len(embeds), self._context.length)
+            self._context.append(embeds)
         self._read = start
         self._conversation, self._start = conversation, start
 
@@ -201,6 +216,19 @@ class Session:
         if self._open is not None:
             self._open.close()
             self._open = None
+
+    def _begun(self, system: str | None) -> _Conversation:
+        """A conversation that nothing was said in. Raises RequestError where the template leaves ``system`` out."""
+        conversation = _Conversation()
+        if not system:
+            return conversation
+        plain = self._ids(conversation.asked(PROBES[0]))
+        conversation = _Conversation((_message("system", system),))
+        if self._ids(conversation.asked(PROBES[0])) == plain:
+            raise RequestError(
+                "the model's chat template leaves a system prompt out; put its words in front of the questions"
+            )
+        return conversation
 
     def _check(self, conversation: _Conversation, tokens: int | None = None) -> CheckedQuestion:
         """Raise unless a short question with an answer of one token would fit; its pictures are tiled."""

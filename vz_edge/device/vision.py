@@ -109,8 +109,8 @@ class VisionEncoder:
         keeps = not on_cpu or release_memory is False
         if on_cpu and release_memory is None:  # nothing is loaded yet
             keeps = not is_short(need.total_bytes + spare_bytes)
-        # Float weights may lie in their file, whose pages can be given back; repacked they are a tenth faster (measured:
-        # CLIP-L, one tile). Quantised ones must be repacked.
+        # Float weights may lie in their file, whose pages can be given back; repacked they are a tenth faster
+        # (measured: CLIP-L, one tile). Quantised ones must be repacked.
         leave_mapped = not keeps and manifest.weights.vision_bits == 16
         file = folder / "vision.onnx"
         session = open_session(file, providers, threads, leave_mapped)
