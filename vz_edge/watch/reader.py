@@ -122,11 +122,8 @@ class Slot:
             while not self._closed and (left := until - self._clock()) > 0:
                 self._changed.wait(left)
 
-    def take(self, stalled_after: float | None) -> Taken | None:
-        """The frame that waits, or else the next one; None at the end.
-
-        Raises SourceError where the source failed, had no frame at all, or none for ``stalled_after`` seconds.
-        """
+    def wait(self, stalled_after: float | None) -> None:
+        """Return when ``take`` would not wait. Raises SourceError where no frame came for ``stalled_after`` seconds."""
         with self._changed:
             while self._waiting is None and not self._ended and not self._closed:
                 left = math.inf if stalled_after is None else self._moved + stalled_after - self._clock()
@@ -135,6 +132,14 @@ class Slot:
                         f"the source gave no frame for {stalled_after:g} s; check the camera, or raise stalled_after"
                     )
                 self._changed.wait(None if left == math.inf else left)
+
+    def take(self, stalled_after: float | None) -> Taken | None:
+        """The frame that waits, or else the next one; None at the end.
+
+        Raises SourceError where the source failed, had no frame at all, or none for ``stalled_after`` seconds.
+        """
+        with self._changed:
+            self.wait(stalled_after)
             if self._waiting is None:
                 if not self._closed:
                     self._raise_failure()
