@@ -20,7 +20,7 @@ import typer.main
 from vz_edge.cli.verbosity import set_verbosity
 from vz_edge.errors import VzEdgeError
 
-COMMANDS = ("export", "run", "serve", "inspect", "verify", "models", "devices", "plan", "profile", "doctor")
+COMMANDS = ("export", "run", "watch", "serve", "inspect", "verify", "models", "devices", "plan", "profile", "doctor")
 DEBUG_VARIABLE = "VZ_EDGE_DEBUG"
 STATUS_INTERRUPTED = 130  # 128 and the number of SIGINT, as shells have it
 VERBOSE_HELP = "Say on stderr what is done; -vv: in detail."

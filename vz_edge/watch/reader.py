@@ -6,6 +6,7 @@ was taken. Every frame that was read is in the end either taken or dropped, and 
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
@@ -21,6 +22,8 @@ from vz_edge.watch.source import Source
 Clock = Callable[[], float]
 # Stamps of a day's clock are exact to 0.24 us as floats; a frame that is just due must not be passed over for that.
 STAMP_ERROR_SEC = 1e-6
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,20 +186,27 @@ class Slot:
 def read(source: Source, slot: Slot, every: float | None, clock: Clock = time.monotonic) -> None:
     """Put the frames of ``source`` into ``slot`` until either ends: the body of the reader's thread.
 
-    Of a recorded source, frames whose stamps lie less than ``every`` seconds from the last one's are passed over.
+    Of a recorded source, frames whose stamps lie less than ``every`` seconds from the last one's are passed over. Those
+    without stamps, as the pictures of a folder, are all put, which a warning of the log says.
     """
     error: BaseException | None = None
     slot.begin()
+    logger.info("opening the source of frames")
     try:
         with closing(source.frames()) as frames:
             started_at = last_stamp = None
+            warned = False
             for frame in frames:
                 if source.delivery == "replayed":
                     stamp = _stamp_of(frame, "realtime=True")
                     started_at = clock() - stamp if started_at is None else started_at
                     slot.pause(until=started_at + stamp)
                 too_soon = False
-                if source.delivery == "recorded" and every is not None:
+                if source.delivery == "recorded" and every is not None and frame.stamp_sec is None:
+                    if not warned:
+                        logger.warning("every=%g passes over none of these frames, which have no time stamps", every)
+                    warned = True
+                elif source.delivery == "recorded" and every is not None:
                     stamp = _stamp_of(frame, f"every={every:g}")
                     too_soon = last_stamp is not None and abs(stamp - last_stamp) < every - STAMP_ERROR_SEC
                     last_stamp = last_stamp if too_soon else stamp
