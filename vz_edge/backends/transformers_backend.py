@@ -76,7 +76,7 @@ class TransformersBackend:
             return VisionEncoder.open(folder, manifest, self.vision_providers, threads, release_memory)
         from vz_edge.backends.torch_vision import TorchVision
 
-        return TorchVision.open(folder, manifest, self.device)
+        return TorchVision.open(folder, manifest, self.device, release_memory)
 
 
 def require_packages(what: str) -> None:

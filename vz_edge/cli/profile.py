@@ -27,6 +27,13 @@ def command(
         list[str] | None, typer.Option(help="cpu, cuda or a provider of ONNX Runtime's; default: what fits the bundle.")
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads; default: the physical cores.")] = None,
+    release_memory: Annotated[
+        bool | None,
+        typer.Option(
+            "--release-memory/--keep-memory",
+            help="As for 'vz-edge run'; what --device predicts of memory is with --release-memory.",
+        ),
+    ] = None,
     device: Annotated[
         str | None, typer.Option(help="A device's name or a profile's .yaml: puts its prediction beside.")
     ] = None,
@@ -55,7 +62,8 @@ def command(
     earlier = read_report(baseline) if baseline else None
     profile = load_device(device) if device else None
     _check_folders(json_file, html_file)
-    options = RunOptions(runs, answer_tokens, _parse_size(size), tuple(provider) if provider else None, threads)
+    providers = tuple(provider) if provider else None
+    options = RunOptions(runs, answer_tokens, _parse_size(size), providers, threads, release_memory)
     plan = plan_run(bundles, options)
     if earlier and baseline:
         identities = [bundle.identity for bundle in plan.bundles]

@@ -42,6 +42,9 @@ def command(
     vision: Annotated[Literal["onnx", "torch"], typer.Option(help="As for 'vz-edge run'.")] = "onnx",
     threads: Annotated[int | None, typer.Option(help="Threads; default: the physical cores.")] = None,
     max_context: Annotated[int | None, typer.Option(help="Refuse more tokens of context than this.")] = None,
+    release_memory: Annotated[
+        bool | None, typer.Option("--release-memory/--keep-memory", help="As for 'vz-edge run'.")
+    ] = None,
 ) -> None:
     """Serve a bundle as an OpenAI-compatible API until SIGTERM or Ctrl-C, which let the answers in work finish."""
     from vz_edge.errors import DependencyError
@@ -65,7 +68,14 @@ def command(
     )
     check_exposure(host, settings.token)
     with bind(host, port) as bound:
-        model = EdgeModel.load(bundle, providers=provider, threads=threads, max_context=max_context, vision=vision)
+        model = EdgeModel.load(
+            bundle,
+            providers=provider,
+            threads=threads,
+            max_context=max_context,
+            vision=vision,
+            release_memory=release_memory,
+        )
         engine = Engine(model, settings.queue_length)
         engine.start()
         greeting = _greeting(url_of(bound, host), engine.name, settings)

@@ -9,7 +9,7 @@ and a prompt reads a few of its rows; activations and the runtime come on top (`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,6 +77,13 @@ def is_short(least_bytes: int) -> bool:
     """Whether less than that is available to the CPU now; not where the machine does not tell."""
     available_bytes = available_memory_bytes(CPU)
     return available_bytes is not None and available_bytes < least_bytes
+
+
+def release_rule(spare_bytes: int, release_memory: bool | None) -> Callable[[], bool]:
+    """What says before each picture whether its memory is to be given back; ``release_memory`` as in EdgeModel.load."""
+    if release_memory is None:
+        return lambda: is_short(spare_bytes)
+    return lambda: release_memory
 
 
 def check_memory(needs: Sequence[MemoryNeed], available_bytes: int | None) -> None:

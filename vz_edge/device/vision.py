@@ -18,7 +18,7 @@ from vz_edge.budget import TokenBudget
 from vz_edge.bundle import Manifest
 from vz_edge.device.image import ImageSource, Tiles, load_image, make_tiles, vanilla_token_order
 from vz_edge.device.mapped import MappedWeights
-from vz_edge.device.memory_check import QUESTION_TOKENS, is_short, memory_need, spare_memory_bytes
+from vz_edge.device.memory_check import QUESTION_TOKENS, is_short, memory_need, release_rule, spare_memory_bytes
 from vz_edge.device.runtime import CPU, import_onnxruntime, open_session
 from vz_edge.errors import CorruptBundleError
 
@@ -68,6 +68,12 @@ def input_names(manifest: Manifest) -> set[str]:
     if manifest.more_budgets:
         names.add("budget")
     return names
+
+
+def log_look(tiles: Tiles) -> None:
+    """Say in the log what is looked at now."""
+    width, height = tiles.original_size
+    logger.info("looking at a picture of %d x %d pixels, %d tile(s)", width, height, len(tiles.pixel_values))
 
 
 class VisionEncoder:
@@ -125,9 +131,7 @@ class VisionEncoder:
         weights = MappedWeights(folder / "vision.onnx.data")
         if not leave_mapped:
             weights.release()  # what repacking left mapped
-        if not on_cpu or release_memory is not None:
-            return cls(session, weights, manifest, lambda: not keeps)
-        return cls(session, weights, manifest, lambda: is_short(spare_bytes))
+        return cls(session, weights, manifest, release_rule(spare_bytes, release_memory if on_cpu else False))
 
     def tile(self, source: ImageSource) -> Tiles:
         """As Vision.tile."""
@@ -138,8 +142,7 @@ class VisionEncoder:
         feeds = self._feeds(tiles)
         if budget is not None and len(self._budgets) > 1:
             feeds["budget"] = np.array([self._budgets.index(budget)])
-        width, height = tiles.original_size
-        logger.info("looking at a picture of %d x %d pixels, %d tile(s)", width, height, len(tiles.pixel_values))
+        log_look(tiles)
         release = self._release()
         found = self._session.run(self._outputs, feeds, self._shrinking if release else None)
         if release:

@@ -28,16 +28,16 @@ PICTURE_SEED = 0
 
 
 def prepare(
-    folder: Path, metered: str, providers: Sequence[str] | None, threads: int
+    folder: Path, metered: str, providers: Sequence[str] | None, threads: int, release_memory: bool | None = None
 ) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """Load the bundle; the returned function answers ``{"what": "load"}`` and ``{"what": "round", ...}``.
 
-    ``metered`` is ONNX Runtime's name of the processor whose memory is read; ``providers`` as in ``EdgeModel.load``.
+    ``metered`` is ONNX Runtime's name of the processor whose memory is read; the rest is as in ``EdgeModel.load``.
     """
     meter = MemoryMeter(metered)
     cached = cached_share(path for path in sorted(folder.rglob("*")) if path.is_file())
     meter.begin_turn()
-    model = EdgeModel.load(folder, providers=providers, threads=threads)
+    model = EdgeModel.load(folder, providers=providers, threads=threads, release_memory=release_memory)
     loaded = {"load_sec": model.load_sec, "cached_share": cached, "memory": {"load": meter.end_stage()}}
 
     def handle(request: dict[str, Any]) -> dict[str, Any]:
@@ -108,8 +108,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--metered", required=True)
     parser.add_argument("--providers", nargs="+")
-    arguments = parser.parse_args()
-    serve(lambda: prepare(arguments.bundle, arguments.metered, arguments.providers, arguments.threads))
+    parser.add_argument("--release-memory", action="store_true", default=None)
+    parser.add_argument("--keep-memory", action="store_false", dest="release_memory", default=None)
+    given = parser.parse_args()
+    serve(lambda: prepare(given.bundle, given.metered, given.providers, given.threads, given.release_memory))
 
 
 if __name__ == "__main__":
