@@ -218,7 +218,7 @@ def report(shape: str, threads: int, work: Path, rounds: dict[int, int]) -> Repo
     bars = []
     notes = [
         f"Float32, {threads} threads each, random weights; medians of interleaved rounds, one process a rival.",
-        "The graphs run as in a bundle with memory to spare; one as where it is short, its weights mapped from the file.",
+        "The graphs run as in a bundle with memory to spare; one as where it is short, its weights mapped.",
     ]
     for tiles, count in rounds.items():
         seconds, resident, differences, change = measure(shape, tiles, threads, work, count)
