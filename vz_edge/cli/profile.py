@@ -91,10 +91,11 @@ def _measure(plan: RunPlan) -> RunReport:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+    from vz_edge.cli.verbosity import is_quiet
     from vz_edge.profiling.run import measure, steps
 
     columns = (BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=Console(stderr=True, quiet=is_quiet()), transient=True) as bar:
         task = bar.add_task("is the machine idle?", total=steps(plan))
         started = 0
 
