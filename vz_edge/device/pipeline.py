@@ -86,7 +86,7 @@ class Pipeline:
         Raises ImageError, BudgetError, RequestError, ContextLengthError and DependencyError.
         """
         budget = self.manifest.budget_of(tokens)
-        limits, choices = check_options(self.manifest.stop, self.chat.tokenizer, self.compiler, **options)
+        limits, choices = check_options(self.manifest.stop, self.chat.tokenizer, self.compiler, options)
         started = time.perf_counter()
         pictures = [
             picture if isinstance(picture, VisionResult) else self.vision.tile(picture) for picture in _listed(image)
