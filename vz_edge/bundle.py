@@ -154,7 +154,7 @@ class Parity:
     decoder: DecoderParity | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Manifest:
     """``vz_edge.json``. ``budget`` is None in a bundle exported with all tokens.
 
@@ -181,6 +181,14 @@ class Manifest:
     predicted: dict[str, int] = field(default_factory=dict)
     parity: Parity = Parity()
     files: dict[str, FileEntry] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        totals = ", ".join(str(budget.total(self.model.max_tiles)) for budget in self.budgets) or "all"
+        size_gb = sum(entry.size_bytes for entry in self.files.values()) / 1e9
+        return (
+            f"Manifest({self.name!r}, format {self.format_version} {self.format!r}, {self.model.family}, target "
+            f"{self.target!r}, {self.weights.bits} bits, tokens {totals}, {len(self.files)} files of {size_gb:.2f} GB)"
+        )
 
     @property
     def budgets(self) -> tuple[TokenBudget, ...]:

@@ -33,7 +33,18 @@ ALLOWED = {
     "backends": {"errors", "strict", "arguments", "budget", "recipe", "bundle", "device"},
     "metrics": set(),
     "watch": {"errors", "strict", "arguments", "budget", "recipe", "bundle", "device", "metrics"},
-    "serve": {"errors", "strict", "arguments", "budget", "recipe", "bundle", "device", "metrics", "watch", "__version__"},
+    "serve": {
+        "errors",
+        "strict",
+        "arguments",
+        "budget",
+        "recipe",
+        "bundle",
+        "device",
+        "metrics",
+        "watch",
+        "__version__",
+    },
 }
 DOORS = {
     # The one file of the device side that reaches for a backend in torch, inside a function.

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -67,7 +66,7 @@ class TorchVision:
         self._budget = manifest.budget
 
     @classmethod
-    def open(cls, folder: Path, manifest: Manifest, device: Literal["cpu", "cuda"]) -> TorchVision:
+    def open(cls, folder: Path, manifest: Manifest, device: str) -> TorchVision:
         """Take the weights of the bundle's vision graph. Raises CorruptBundleError.
 
         They are float32 on the CPU, where products in fp16 are slow, and in the graph's precision on CUDA.

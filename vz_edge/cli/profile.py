@@ -26,6 +26,7 @@ def command(
     provider: Annotated[
         list[str] | None, typer.Option(help="cpu, cuda or a provider of ONNX Runtime's; default: what fits the bundle.")
     ] = None,
+    device_id: Annotated[int | None, typer.Option(help="The number of the GPU, as CUDA counts; default: 0.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads; default: the physical cores.")] = None,
     device: Annotated[
         str | None, typer.Option(help="A device's name or a profile's .yaml: puts its prediction beside.")
@@ -55,7 +56,8 @@ def command(
     earlier = read_report(baseline) if baseline else None
     profile = load_device(device) if device else None
     _check_folders(json_file, html_file)
-    options = RunOptions(runs, answer_tokens, _parse_size(size), tuple(provider) if provider else None, threads)
+    chosen = tuple(provider) if provider else None
+    options = RunOptions(runs, answer_tokens, _parse_size(size), chosen, threads, device_id)
     plan = plan_run(bundles, options)
     if earlier and baseline:
         identities = [bundle.identity for bundle in plan.bundles]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -39,6 +38,7 @@ def command(
     provider: Annotated[
         list[str] | None, typer.Option(help="cpu, cuda or a provider of ONNX Runtime's; default: what fits the bundle.")
     ] = None,
+    device_id: Annotated[int | None, typer.Option(help="The number of the GPU, as CUDA counts; default: 0.")] = None,
     vision: Annotated[
         Literal["onnx", "torch"],
         typer.Option(help="torch: as the language model, in a bundle with bitsandbytes weights."),
@@ -58,13 +58,13 @@ def command(
         "seed": seed,
         "schema": _schema(schema, choices),
     }
-    model = EdgeModel.load(bundle, providers=provider, threads=threads, max_context=max_context, vision=vision)
+    model = EdgeModel.load(bundle, provider, threads, max_context, vision, device=device_id)
     pictures: list[Any] = list(image or [])
     if question is None:
         _chat(model, pictures, options)
     elif as_json:
         reply = model.ask(pictures, question, **options)
-        print(json.dumps(_as_data(model, reply), indent=2))
+        print(json.dumps({**reply.as_dict(), "load_sec": model.load_sec}, indent=2))
     else:
         _answer(model, pictures, question, options, stream)
 
@@ -122,13 +122,3 @@ def _timings(reply: Reply) -> str:
         f"prefill {reply.prefill_sec:.3f} s: first token after {reply.ttft_sec:.3f} s; "
         f"{reply.answer_tokens} tokens in {reply.decode_sec:.3f} s ({reply.decode_tokens_per_sec:.1f} a second)]"
     )
-
-
-def _as_data(model: EdgeModel, reply: Reply) -> dict[str, Any]:
-    return {
-        **dataclasses.asdict(reply),
-        "answer_tokens": reply.answer_tokens,
-        "ttft_sec": reply.ttft_sec,
-        "decode_tokens_per_sec": reply.decode_tokens_per_sec,
-        "load_sec": model.load_sec,
-    }

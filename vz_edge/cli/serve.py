@@ -39,6 +39,7 @@ def command(
     ui: Annotated[bool, typer.Option("--ui", help="A page for a browser, too, at the server's address.")] = False,
     grace_sec: Annotated[float, typer.Option(help="How long answers may go on after SIGTERM.")] = 30.0,
     provider: Annotated[list[str] | None, typer.Option(help="As for 'vz-edge run'.")] = None,
+    device_id: Annotated[int | None, typer.Option(help="As for 'vz-edge run'.")] = None,
     vision: Annotated[Literal["onnx", "torch"], typer.Option(help="As for 'vz-edge run'.")] = "onnx",
     threads: Annotated[int | None, typer.Option(help="Threads; default: the physical cores.")] = None,
     max_context: Annotated[int | None, typer.Option(help="Refuse more tokens of context than this.")] = None,
@@ -65,7 +66,7 @@ def command(
     )
     check_exposure(host, settings.token)
     with bind(host, port) as bound:
-        model = EdgeModel.load(bundle, providers=provider, threads=threads, max_context=max_context, vision=vision)
+        model = EdgeModel.load(bundle, provider, threads, max_context, vision, device=device_id)
         engine = Engine(model, settings.queue_length)
         engine.start()
         greeting = _greeting(url_of(bound, host), engine.name, settings)

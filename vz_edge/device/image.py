@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -43,7 +43,7 @@ class Tiles:
     None for a family without a grid; ``original_size`` is the picture's (width, height) in pixels.
     """
 
-    pixel_values: np.ndarray
+    pixel_values: np.ndarray = field(repr=False)
     grid: tuple[int, int] | None
     original_size: Size
 

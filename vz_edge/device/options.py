@@ -86,4 +86,10 @@ def _stops(stop: object) -> tuple[list[int], list[str]]:
     strings = [text("stop", item) for item in items if isinstance(item, str)]
     if "" in strings:
         raise RequestError("a stop string is empty, which ends every answer at once; leave it out")
-    return [whole("the token id in stop", item) for item in items if not isinstance(item, str)], strings
+    token_ids = [item for item in items if not isinstance(item, str)]
+    for token_id in token_ids:
+        if not isinstance(token_id, int) or isinstance(token_id, bool) or token_id < 0:
+            raise RequestError(
+                f"stop {shown(token_id)} is impossible; expected strings, and token ids as Python's int, from 0"
+            )
+    return token_ids, strings

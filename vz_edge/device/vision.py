@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from vz_edge.arguments import shown
 from vz_edge.budget import TokenBudget
 from vz_edge.bundle import Manifest
 from vz_edge.device.image import ImageSource, Tiles, load_image, make_tiles, vanilla_token_order
 from vz_edge.device.mapped import MappedWeights
-from vz_edge.device.runtime import CPU, import_onnxruntime, open_session
+from vz_edge.device.runtime import CPU, Provider, import_onnxruntime, open_session, provider_name
 from vz_edge.errors import CorruptBundleError
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class VisionResult:
     """A picture as the decoder takes it.
 
@@ -43,6 +44,16 @@ class VisionResult:
     original_size: tuple[int, int]
     scores: np.ndarray | None = None
     merged: np.ndarray | None = None
+
+    def __repr__(self) -> str:
+        names = ("features", "kept", "scores", "merged")
+        arrays = {name: getattr(self, name) for name in names}
+        written = [f"{name}={_array_repr(array)}" for name, array in arrays.items() if array is not None]
+        return f"VisionResult({', '.join(written)}, grid={self.grid}, original_size={self.original_size})"
+
+
+def _array_repr(array: object) -> str:
+    return f"{array.dtype}{list(array.shape)}" if isinstance(array, np.ndarray) else shown(array)
 
 
 class Vision(Protocol):
@@ -80,10 +91,12 @@ class VisionEncoder:
             self._run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 
     @classmethod
-    def open(cls, folder: Path, manifest: Manifest, providers: Sequence[str], threads: int | None) -> VisionEncoder:
+    def open(
+        cls, folder: Path, manifest: Manifest, providers: Sequence[Provider], threads: int | None
+    ) -> VisionEncoder:
         """Open the bundle's vision graph. Raises CorruptBundleError or ProviderError."""
         # Quantised layers must be repacked for the processor; float ones are as fast where they lie.
-        leave_mapped = providers[0] == CPU and manifest.weights.vision_bits == 16
+        leave_mapped = provider_name(providers[0]) == CPU and manifest.weights.vision_bits == 16
         file = folder / "vision.onnx"
         session = open_session(file, providers, threads, leave_mapped)
         found = {value.name for value in (*session.get_inputs(), *session.get_overridable_initializers())}

@@ -18,6 +18,7 @@ import numpy as np
 
 from vz_edge.device.model import EdgeModel
 from vz_edge.device.prompt import messages_of
+from vz_edge.device.runtime import on_device
 from vz_edge.errors import ContextLengthError
 from vz_edge.profiling.meter import MemoryMeter
 from vz_edge.profiling.process_memory import cached_share
@@ -28,16 +29,17 @@ PICTURE_SEED = 0
 
 
 def prepare(
-    folder: Path, metered: str, providers: Sequence[str] | None, threads: int
+    folder: Path, metered: str, providers: Sequence[str] | None, threads: int, device_id: int | None = None
 ) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """Load the bundle; the returned function answers ``{"what": "load"}`` and ``{"what": "round", ...}``.
 
-    ``metered`` is ONNX Runtime's name of the processor whose memory is read; ``providers`` as in ``EdgeModel.load``.
+    ``metered`` is ONNX Runtime's name of the processor whose memory is read; ``providers`` are as in
+    ``EdgeModel.load``, ``device_id`` is its ``device``.
     """
-    meter = MemoryMeter(metered)
+    meter = MemoryMeter(on_device(metered, device_id))
     cached = cached_share(path for path in sorted(folder.rglob("*")) if path.is_file())
     meter.begin_turn()
-    model = EdgeModel.load(folder, providers=providers, threads=threads)
+    model = EdgeModel.load(folder, providers=providers, threads=threads, device=device_id)
     loaded = {"load_sec": model.load_sec, "cached_share": cached, "memory": {"load": meter.end_stage()}}
 
     def handle(request: dict[str, Any]) -> dict[str, Any]:
@@ -108,8 +110,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--metered", required=True)
     parser.add_argument("--providers", nargs="+")
-    arguments = parser.parse_args()
-    serve(lambda: prepare(arguments.bundle, arguments.metered, arguments.providers, arguments.threads))
+    parser.add_argument("--device-id", type=int)
+    given = parser.parse_args()
+    serve(lambda: prepare(given.bundle, given.metered, given.providers, given.threads, given.device_id))
 
 
 if __name__ == "__main__":

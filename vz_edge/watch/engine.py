@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import cast
 
+from vz_edge.arguments import shown
 from vz_edge.device.image import Tiles
 from vz_edge.device.model import EdgeModel
 from vz_edge.device.options import AskOptions
@@ -45,7 +47,7 @@ class Engine:
         self,
         model: EdgeModel,
         session: Session,
-        questions: Sequence[Question],
+        questions: str | Sequence[Question],
         tokens: int | None,
         deadline: float | None,
         unchanged_below: float | None,
@@ -56,9 +58,7 @@ class Engine:
 
         Raises RequestError and BudgetError.
         """
-        self._questions = [(asked, AskOptions()) if isinstance(asked, str) else asked for asked in questions]
-        if not self._questions:
-            raise RequestError("there are no questions; expected at least one")
+        self._questions = checked_questions(questions)
         for question, options in self._questions:
             model.stream(None, question, **options)  # raises what is wrong with it, and begins nothing
         self._model = model
@@ -70,8 +70,17 @@ class Engine:
         self._clock = clock
         self._seen: _Seen | None = None
 
+    @property
+    def question_count(self) -> int:
+        """How many questions are asked about each frame."""
+        return len(self._questions)
+
     def answer(self, taken: Taken) -> Result:
-        """The result of a frame; this package's errors are in it. Raises Cancelled, and others."""
+        """The result of a frame; this package's errors are in it.
+
+        Raises Cancelled, RequestError where the model was closed, and others.
+        """
+        self._model.check_open()
         reading, frame = taken.reading, taken.reading.frame
         due = math.inf if self._deadline is None else taken.monotonic_sec + self._deadline
         seconds: defaultdict[str, float] = defaultdict(float)
@@ -155,6 +164,28 @@ class Engine:
                 stream.close()
                 raise Cancelled
         return stream.reply
+
+
+def checked_questions(questions: str | Sequence[Question]) -> list[tuple[str, AskOptions]]:
+    """Questions with their options, each at least as a pair; a string is one question. Raises RequestError."""
+    asked = [questions] if isinstance(questions, str) else questions
+    if not isinstance(asked, (list, tuple)):
+        raise RequestError(f"questions {shown(questions)} are not understood; expected a question, or a list of them")
+    if not asked:
+        raise RequestError("there are no questions; expected at least one")
+    return [_pair(question) for question in asked]
+
+
+def _pair(question: object) -> tuple[str, AskOptions]:
+    if isinstance(question, str):
+        return question, AskOptions()
+    words, options = question if isinstance(question, (list, tuple)) and len(question) == 2 else (None, None)
+    if not isinstance(words, str) or not isinstance(options, Mapping):
+        raise RequestError(
+            f"the question {shown(question)} is not understood; expected a string, or a string and its options as in "
+            "('Is the door open?', {'max_new_tokens': 5})"
+        )
+    return words, cast(AskOptions, dict(options))
 
 
 def _cut_short(reply: Reply | None) -> bool:
