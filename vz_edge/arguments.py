@@ -40,8 +40,8 @@ def shown(value: object) -> str:
 def whole(name: str, value: object, least: int = 0, most: int = MOST, error: type[VzEdgeError] = RequestError) -> int:
     """A whole number from ``least`` to ``most``. Raises ``error``."""
     try:
-        number = None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
-    except Exception:  # TypeError, and whatever a class of the caller's raises
+        number = operator.index(value) if isinstance(value, numbers.Integral) and not isinstance(value, bool) else None
+    except Exception:  # whatever a class of the caller's raises
         number = None
     if number is None or not least <= number <= most:
         up_to = "" if most == MOST else f" to {most}"
