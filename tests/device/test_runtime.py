@@ -66,7 +66,7 @@ def test_a_device_is_a_number_of_each_provider_that_has_one(with_cuda: None) -> 
     with pytest.raises(ProviderError, match="CPUExecutionProvider runs on none; leave device out"):
         choose_providers(None, "cpu", device=0)
     for wrong in ("1", True, -1, 1.0):
-        with pytest.raises(RequestError, match="device .* is impossible; expected a whole number from 0"):
+        with pytest.raises(RequestError, match=r"device .* is impossible; expected a whole number from 0"):
             choose_providers(None, "cuda", device=wrong)  # type: ignore[arg-type]
 
 
