@@ -1,8 +1,29 @@
 from __future__ import annotations
 
+import os
+import re
+import time
 from pathlib import Path
 
 import pytest
+
+# What the shell of whoever runs the tests may say: widths, colours and languages of what is printed, proxies, GPUs,
+# where the hub is, and what vz-edge itself reads.
+SAID_ELSEWHERE = re.compile(
+    r"(VZ_EDGE|CUDA|HF|TRANSFORMERS|CLICOLOR)_.*|.*_proxy|LINES|NO_COLOR|FORCE_COLOR|TTY_.*|TERM|COLORTERM|OUT|LANGUAGE",
+    re.IGNORECASE,
+)
+SAID_HERE = {"COLUMNS": "80", "TERM": "dumb", "LC_ALL": "C.UTF-8", "TZ": "UTC", "HF_HUB_OFFLINE": "1"}
+
+
+def pytest_configure() -> None:
+    """Tests and the processes that they start read the same environment wherever they run."""
+    for name in filter(SAID_ELSEWHERE.fullmatch, list(os.environ)):
+        del os.environ[name]
+    os.environ.update(SAID_HERE)
+    if hasattr(time, "tzset"):
+        time.tzset()
+    os.umask(0o022)
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 from vz_edge import strict
+from vz_edge.arguments import whole
 from vz_edge.budget import TokenBudget
 from vz_edge.errors import (
     BudgetError,
@@ -153,7 +154,7 @@ class Parity:
     decoder: DecoderParity | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Manifest:
     """``vz_edge.json``. ``budget`` is None in a bundle exported with all tokens.
 
@@ -181,6 +182,14 @@ class Manifest:
     parity: Parity = Parity()
     files: dict[str, FileEntry] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        totals = ", ".join(str(budget.total(self.model.max_tiles)) for budget in self.budgets) or "all"
+        size_gb = sum(entry.size_bytes for entry in self.files.values()) / 1e9
+        return (
+            f"Manifest({self.name!r}, format {self.format_version} {self.format!r}, {self.model.family}, target "
+            f"{self.target!r}, {self.weights.bits} bits, tokens {totals}, {len(self.files)} files of {size_gb:.2f} GB)"
+        )
+
     @property
     def budgets(self) -> tuple[TokenBudget, ...]:
         """All budgets, the default first; none in a bundle exported with all tokens."""
@@ -191,6 +200,7 @@ class Manifest:
         if tokens is None:
             return self.budget
         totals = {budget.total(self.model.max_tiles): budget for budget in self.budgets}
+        tokens = whole("tokens", tokens, error=BudgetError)
         if tokens not in totals:
             there = f"has budgets of {', '.join(map(str, totals))} tokens" if totals else "was exported with all tokens"
             raise BudgetError(f"this bundle {there}, not of {tokens}; ask for one of its own, or export it with others")
@@ -203,13 +213,16 @@ def read_manifest(folder: Path) -> Manifest:
     Raises BundleError, BundleVersionError or CorruptBundleError.
     """
     path = folder / MANIFEST
+    _check_name(path, folder)
     if not path.is_file():
         what = "is not a bundle (no vz_edge.json)" if folder.is_dir() else "does not exist"
         raise BundleError(f"{folder} {what}; expected a folder written by 'vz-edge export'")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         version = data["format_version"]
-    except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read ({error.strerror}); make it readable, or copy it again") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorruptBundleError(f"{path} is not a manifest ({error}); export the bundle again") from error
     if type(version) is not int or version < 1:  # "3" and 3.0 are no formats, nor is True
         raise CorruptBundleError(
@@ -232,6 +245,19 @@ def read_manifest(folder: Path) -> Manifest:
     for name, entry in manifest.files.items():
         _check_size(folder / name, entry)
     return manifest
+
+
+def _check_name(path: Path, folder: Path) -> None:
+    """Raise BundleError for a name that no file can have, or a folder that may not be looked into."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # which is said otherwise
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise BundleError(
+            f"{folder} cannot be opened ({reason}); expected a folder written by 'vz-edge export'"
+        ) from error
 
 
 def verify_files(folder: Path, manifest: Manifest, progress: Callable[[str, int], None]) -> None:
@@ -314,7 +340,7 @@ def sha256(path: Path, progress: Callable[[int], None]) -> str:
 
 
 def _check_size(path: Path, entry: FileEntry) -> None:
-    size = path.stat().st_size if path.is_file() else None
+    size = os.path.getsize(path) if os.path.isfile(path) else None
     if size != entry.size_bytes:
         found = "is missing" if size is None else f"has {size} bytes"
         raise CorruptBundleError(

@@ -35,9 +35,26 @@ that line and exits with status 2.
 
 from __future__ import annotations
 
+LONGEST_MESSAGE = 2000  # characters; a path or a choice of the caller's may have any number
+
 
 class VzEdgeError(Exception):
-    """Base of all errors raised on purpose by vz_edge."""
+    """Base of all errors raised on purpose by vz_edge.
+
+    Its message is one line that can be printed, whatever a caller's names and values in it hold.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(_one_line(message))
+
+
+def _one_line(message: str) -> str:
+    text = " ".join(str(message).split())
+    text = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+    if len(text) <= LONGEST_MESSAGE:
+        return text
+    half = LONGEST_MESSAGE // 2
+    return f"{text[:half]} ... {text[-half:]}"
 
 
 class RecipeError(VzEdgeError):

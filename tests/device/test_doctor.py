@@ -238,6 +238,13 @@ def test_cuda_is_judged_by_what_is_there() -> None:
     assert cuda.cuda_finding("", True, False, False, set(), []).state == "problem"
 
 
+def without_cuda_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What this machine has, in its loader's cache, its environment and its packages, is not there."""
+    monkeypatch.setattr(cuda, "command_output", lambda *command: None)
+    monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)
+    monkeypatch.setattr(cuda, "packaged_folders", lambda names: [])
+
+
 # --- Jetson
 
 
@@ -364,7 +371,7 @@ def test_a_machine_with_nothing_still_gets_a_report(tmp_path: Path, monkeypatch:
 
 def test_a_jetson_with_a_wheel_of_another_board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_system(tmp_path, MEMORY | {"etc/nv_tegra_release": "# R36 (release), REVISION: 4.3, GCID: 1\n"})
-    monkeypatch.setattr(cuda, "command_output", lambda *command: None)
+    without_cuda_libraries(monkeypatch)
     trials = {
         (): Outcome({"version": "1.23.0", "build": "", "providers": [CUDA, providers.REMOTE, CPU], "cuda": "12.6"}),
         (CPU,): Outcome({"started": True, "error": "", "distance": 0.005}),

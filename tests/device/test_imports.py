@@ -25,14 +25,26 @@ HEAVY = [
 ALLOWED = {
     "errors": set(),
     "strict": {"errors"},
+    "arguments": {"errors"},
     "budget": {"errors"},
     "recipe": {"errors", "strict", "budget"},
-    "bundle": {"errors", "strict", "budget", "recipe"},
-    "device": {"errors", "strict", "budget", "recipe", "bundle"},
-    "backends": {"errors", "strict", "budget", "recipe", "bundle", "device"},
+    "bundle": {"errors", "strict", "arguments", "budget", "recipe"},
+    "device": {"errors", "strict", "arguments", "budget", "recipe", "bundle"},
+    "backends": {"errors", "strict", "arguments", "budget", "recipe", "bundle", "device"},
     "metrics": set(),
-    "watch": {"errors", "strict", "budget", "recipe", "bundle", "device", "metrics"},
-    "serve": {"errors", "strict", "budget", "recipe", "bundle", "device", "metrics", "watch", "__version__"},
+    "watch": {"errors", "strict", "arguments", "budget", "recipe", "bundle", "device", "metrics"},
+    "serve": {
+        "errors",
+        "strict",
+        "arguments",
+        "budget",
+        "recipe",
+        "bundle",
+        "device",
+        "metrics",
+        "watch",
+        "__version__",
+    },
 }
 DOORS = {
     # The one file of the device side that reaches for a backend in torch, inside a function.

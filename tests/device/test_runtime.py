@@ -19,7 +19,7 @@ from vz_edge.device.runtime import (
     provider_options,
     session_options,
 )
-from vz_edge.errors import CorruptBundleError, DependencyError, ProviderError
+from vz_edge.errors import CorruptBundleError, DependencyError, ProviderError, RequestError
 
 
 @pytest.fixture
@@ -47,6 +47,70 @@ def test_what_is_not_there_is_refused_with_what_is() -> None:
     for wrong in (["cuda"], ["tensorrt", "cpu"], []):
         with pytest.raises(ProviderError, match="there are: cpu"):
             choose_providers(wrong, "cuda")
+
+
+ON_SECOND = (CUDA, {"device_id": "1"})
+
+
+def test_a_provider_may_have_options_as_onnxruntime_takes_them(with_cuda: None) -> None:
+    assert choose_providers([("cuda", {"device_id": 1}), "cpu"], "cpu") == [ON_SECOND, CPU]
+    assert choose_providers(("cuda", {"device_id": "1"}), "cpu") == [ON_SECOND]
+    assert choose_providers([["cuda", {}]], "cpu") == [CUDA]
+    for wrong in (5, [5], {"cuda": {}}, [("cuda",)], [("cuda", 1)], [(1, {})], b"cuda", [None], ("cuda", {"a": []})):
+        with pytest.raises(ProviderError, match="expected"):
+            choose_providers(wrong, "cpu")  # type: ignore[arg-type]
+    for number in (-1, "x", True, 1.5):
+        with pytest.raises(ProviderError, match=r"device_id .*; expected a whole number"):
+            choose_providers([("cuda", {"device_id": number})], "cpu")
+
+
+def test_a_device_is_a_number_of_each_provider_that_has_one(with_cuda: None) -> None:
+    assert choose_providers(None, "cuda", device=1) == [ON_SECOND, CPU]
+    assert choose_providers([("cuda", {"device_id": 1}), "cpu"], "cpu", device=1) == [ON_SECOND, CPU]
+    assert choose_providers(("cuda", {"gpu_mem_limit": 5}), "cpu", 0) == [
+        (CUDA, {"gpu_mem_limit": "5", "device_id": "0"})
+    ]
+    with pytest.raises(ProviderError, match="device 1 and device_id 0 of CUDAExecutionProvider were both given"):
+        choose_providers([("cuda", {"device_id": 0})], "cpu", device=1)
+    with pytest.raises(ProviderError, match="CPUExecutionProvider runs on none; leave device out"):
+        choose_providers(None, "cpu", device=0)
+    for wrong in ("1", True, -1, 1.0):
+        with pytest.raises(RequestError, match=r"device .* is impossible; expected a whole number from 0"):
+            choose_providers(None, "cuda", device=wrong)  # type: ignore[arg-type]
+
+
+class StartedSession:
+    """What is left of a session whose provider started on a GPU, the first by default."""
+
+    def __init__(self, *_: object, providers: list[str], provider_options: list[dict[str, str]], **__: object) -> None:
+        self.names, self.options = providers, provider_options
+
+    def get_providers(self) -> list[str]:
+        return self.names
+
+    def get_provider_options(self) -> dict[str, dict[str, str]]:
+        return {name: {"device_id": "0", **given} for name, given in zip(self.names, self.options, strict=True)}
+
+
+def test_a_session_is_on_the_device_that_was_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(onnxruntime, "InferenceSession", StartedSession)
+    monkeypatch.setattr(runtime, "preload_cuda", lambda ort: None)
+    session = open_session(tmp_path, [ON_SECOND, CPU], threads=1, cuda_graph=True)
+    assert session.options == [{"device_id": "1", "enable_cuda_graph": "1"}, {}]
+    # onnxruntime's own way out where a provider does not start: once more, without its options
+    monkeypatch.setattr(StartedSession, "get_provider_options", lambda self: {CUDA: {"device_id": "0"}})
+    with pytest.raises(ProviderError, match="did not start on device 1"):
+        open_session(tmp_path, [ON_SECOND, CPU], threads=1)
+
+
+def test_an_option_that_a_provider_refuses_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("Unknown provider option: colour")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
+    monkeypatch.setattr(runtime, "preload_cuda", lambda ort: None)
+    with pytest.raises(ProviderError, match=r"does not start with colour=red \(Unknown provider option"):
+        open_session(tmp_path, [(CUDA, {"colour": "red"})], threads=1)
 
 
 @pytest.mark.skipif(CUDA in onnxruntime.get_available_providers(), reason="CUDA may start here")

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from vz_edge.device import nvml
 from vz_edge.device.runtime import CPU, CUDA
 from vz_edge.profiling import meter
 from vz_edge.profiling.meter import MemoryMeter, SharedMemory
@@ -78,7 +79,8 @@ def test_a_kernel_that_cannot_reset_the_peak_is_named_once(monkeypatch: pytest.M
 def test_a_process_on_a_graphics_card(monkeypatch: pytest.MonkeyPatch, listed: bool, tmp_path: Path) -> None:
     card = FakeNvml(listed)
     monkeypatch.setitem(sys.modules, "pynvml", card)
-    measured = MemoryMeter(CUDA, tmp_path)
+    monkeypatch.setattr(nvml, "cuda_bus_id", lambda device: None)
+    measured = MemoryMeter((CUDA, {"device_id": "1"}), tmp_path)
     measured.begin_turn()
     card.own = 300 * MB
     assert measured.end_stage()["gpu_bytes"] == 300 * MB

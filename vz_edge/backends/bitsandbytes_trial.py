@@ -1,4 +1,4 @@
-"""``python -m vz_edge.backends.bitsandbytes_trial 4|8``: run a kernel of bitsandbytes and compare it with numpy.
+"""``python -m vz_edge.backends.bitsandbytes_trial 4|8 [DEVICE]``: run bitsandbytes' kernel, compare it with numpy.
 
 On a Jetson the package may import and then fail at its first kernel (its issue 1930), and its CUDA code ends the
 process that it fails in; hence a process of its own (``vz_edge.device.process``) wherever CUDA is involved.
@@ -21,9 +21,9 @@ MAX_LOSS, MAX_DISTANCE = 0.15, 0.02
 
 
 def kernel_trial(bits: int, device: str) -> Outcome:
-    """Try the kernels of ``bits`` on ``device`` ("cpu" or "cuda"): here on the CPU, in a process of its own on CUDA."""
-    if device == "cuda":
-        return run_isolated(TRIAL, str(bits))
+    """Try the kernels of ``bits`` on ``device`` ("cpu", "cuda:0"): here on the CPU, in a process of its own on CUDA."""
+    if device != "cpu":
+        return run_isolated(TRIAL, str(bits), device)
     try:
         return Outcome(try_kernel(bits, device))
     except Exception as error:  # whatever a native package raises where its library does not fit
@@ -50,7 +50,7 @@ def try_kernel(bits: int, device: str) -> dict[str, Any]:
     import numpy as np
     import torch
 
-    dtype = torch.float16 if device == "cuda" else torch.float32
+    dtype = torch.float32 if device == "cpu" else torch.float16
     rng = np.random.default_rng(0)
     weight = torch.from_numpy(rng.standard_normal((OUTPUTS, INPUTS)).astype(np.float32))
     x = torch.from_numpy(rng.standard_normal((1, INPUTS)).astype(np.float32)).to(device, dtype)
@@ -86,10 +86,12 @@ def _relative(value: Any, expected: Any) -> float:
 
 
 def main() -> None:
-    """Try the kernels of the bits that the command line names, on CUDA where torch has it, and print JSON."""
+    """Try the kernels that the command line names, by default on CUDA where torch has it, and print JSON."""
     import torch
 
-    print(json.dumps(try_kernel(int(sys.argv[1]), "cuda" if torch.cuda.is_available() else "cpu")))
+    bits, *named = sys.argv[1:]
+    device = named[0] if named else "cuda" if torch.cuda.is_available() else "cpu"
+    print(json.dumps(try_kernel(int(bits), device)))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -75,9 +74,7 @@ class TorchVision:
         self._budget = manifest.budget
 
     @classmethod
-    def open(
-        cls, folder: Path, manifest: Manifest, device: Literal["cpu", "cuda"], release_memory: bool | None = None
-    ) -> TorchVision:
+    def open(cls, folder: Path, manifest: Manifest, device: str, release_memory: bool | None = None) -> TorchVision:
         """Take the weights of the bundle's vision graph; ``release_memory`` as in ``EdgeModel.load``.
 
         Raises CorruptBundleError.

@@ -12,13 +12,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from vz_edge.arguments import whole
 from vz_edge.backends.bitsandbytes_trial import fault, kernel_trial
 from vz_edge.bundle import LANGUAGE_MODEL, Manifest
 from vz_edge.device.backend import VisionRuntime
 from vz_edge.device.decoder import Decoder
 from vz_edge.device.dependencies import require_imports, require_installed
 from vz_edge.device.process import one_line
-from vz_edge.device.runtime import CPU, CUDA, choose_providers
+from vz_edge.device.runtime import (
+    CPU,
+    CUDA,
+    DEVICE_ID,
+    Provider,
+    choose_providers,
+    device_of,
+    listed_providers,
+    provider_name,
+)
 from vz_edge.device.vision import Vision, VisionEncoder
 from vz_edge.errors import CorruptBundleError, DependencyError, ProviderError
 
@@ -30,29 +40,50 @@ DEVICES: dict[str, Device] = {"cpu": "cpu", "cuda": "cuda", "tensorrt": "cuda"}
 
 @dataclass(frozen=True)
 class TransformersBackend:
-    """transformers and bitsandbytes on ``device``; vision on ONNX Runtime's ``vision_providers``, None: torch."""
+    """transformers and bitsandbytes on ``device``; vision on ONNX Runtime's ``vision_providers``, None: torch.
+
+    ``device_id`` is the number of the GPU, as CUDA counts.
+    """
 
     device: Device
-    vision_providers: tuple[str, ...] | None = None
+    vision_providers: tuple[Provider, ...] | None = None
+    device_id: int = 0
 
     @property
-    def provider(self) -> str:
-        """ONNX Runtime's name of the device."""
-        return CUDA if self.device == "cuda" else CPU
+    def provider(self) -> Provider:
+        """ONNX Runtime's name of the device, with the number of the GPU where it is not the first."""
+        if self.device == "cpu":
+            return CPU
+        return (CUDA, {DEVICE_ID: str(self.device_id)}) if self.device_id else CUDA
+
+    @property
+    def torch_device(self) -> str:
+        """Torch's name of the device, as "cuda:0"."""
+        return f"cuda:{self.device_id}" if self.device == "cuda" else "cpu"
 
     @classmethod
     def choose(
-        cls, folder: Path, providers: Sequence[str] | None, manifest: Manifest, vision: VisionRuntime
+        cls,
+        folder: Path,
+        providers: Provider | Sequence[Provider] | None,
+        manifest: Manifest,
+        vision: VisionRuntime,
+        device_id: int | None = None,
     ) -> TransformersBackend:
         """Check packages, kernels and files. Raises DependencyError, ProviderError and CorruptBundleError."""
         require_packages(f"{folder} has bitsandbytes weights, and running them")
         from vz_edge.backends.language_model_files import check_language_model
 
         device = choose_device(providers, manifest.target)
+        number = choose_device_id(providers, device, device_id)
+        # Where vision runs on the CPU, the number is the language model's alone.
         vision_providers = None if vision == "torch" else _vision_providers(providers, manifest.target)
-        require_kernel(manifest.weights.bits, device)
+        if vision_providers is not None and provider_name(vision_providers[0]) != CPU and number:
+            vision_providers = tuple(choose_providers(vision_providers, manifest.target, number))
+        chosen = cls(device, vision_providers, number)
+        require_kernel(manifest.weights.bits, chosen.torch_device)
         check_language_model(folder / LANGUAGE_MODEL, manifest)
-        return cls(device, vision_providers)
+        return chosen
 
     def open(self, folder: Path, threads: int | None) -> Decoder:
         """Load the language model; ``threads`` are torch's, of the whole process."""
@@ -62,7 +93,7 @@ class TransformersBackend:
 
         if threads is not None and self.device == "cpu":
             torch.set_num_threads(threads)
-        model = load_language_model(folder / LANGUAGE_MODEL, self.device)
+        model = load_language_model(folder / LANGUAGE_MODEL, self.torch_device)
         if not model.config.tie_word_embeddings:
             # Embeddings come from the bundle's own table; half a gigabyte would lie idle.
             model.set_input_embeddings(torch.nn.Embedding(1, 1, dtype=model.dtype, device=model.device))
@@ -76,7 +107,7 @@ class TransformersBackend:
             return VisionEncoder.open(folder, manifest, self.vision_providers, threads, release_memory)
         from vz_edge.backends.torch_vision import TorchVision
 
-        return TorchVision.open(folder, manifest, self.device, release_memory)
+        return TorchVision.open(folder, manifest, self.torch_device, release_memory)
 
 
 def require_packages(what: str) -> None:
@@ -87,7 +118,7 @@ def require_packages(what: str) -> None:
     require_imports(what, imported, f"install a build of it for this machine, {without}")
 
 
-def choose_device(providers: Sequence[str] | None, target: Literal["cpu", "cuda"]) -> Device:
+def choose_device(providers: Provider | Sequence[Provider] | None, target: Literal["cpu", "cuda"]) -> Device:
     """Where the language model runs: on the CPU where ``providers`` begin with it, on CUDA where they do otherwise.
 
     None takes CUDA for a bundle exported for it, where torch has it. Raises ProviderError where torch does not, and
@@ -98,7 +129,7 @@ def choose_device(providers: Sequence[str] | None, target: Literal["cpu", "cuda"
     available = torch.cuda.is_available()
     if providers is None:
         return "cuda" if target == "cuda" and available else "cpu"
-    first = providers if isinstance(providers, str) else next(iter(providers), "")
+    first = next((provider_name(provider) for provider in listed_providers(providers)), "")
     device = DEVICES.get(first.removesuffix("ExecutionProvider").lower())
     if device is None:
         raise ProviderError(
@@ -112,7 +143,25 @@ def choose_device(providers: Sequence[str] | None, target: Literal["cpu", "cuda"
     return device
 
 
-def _vision_providers(providers: Sequence[str] | None, target: Literal["cpu", "cuda"]) -> tuple[str, ...]:
+def choose_device_id(providers: Provider | Sequence[Provider] | None, device: Device, device_id: int | None) -> int:
+    """The number of the GPU: ``device_id``, or that of the first of ``providers``, or 0. Raises ProviderError."""
+    own = 0 if providers is None else device_of(listed_providers(providers)[0])
+    if device_id is None:
+        return own if device == "cuda" else 0
+    number = whole("device", device_id)
+    if device == "cpu":
+        raise ProviderError(
+            f"device {number} is the number of a GPU, and the language model would run on the CPU; leave device out "
+            "(--device-id), or take --provider cuda"
+        )
+    if own not in (0, number):
+        raise ProviderError(f"device {number} and device_id {own} of a provider were both given; give one of them")
+    return number
+
+
+def _vision_providers(
+    providers: Provider | Sequence[Provider] | None, target: Literal["cpu", "cuda"]
+) -> tuple[Provider, ...]:
     """As choose_providers, whose errors then name the other way."""
     try:
         return tuple(choose_providers(providers, target))
@@ -122,7 +171,7 @@ def _vision_providers(providers: Sequence[str] | None, target: Literal["cpu", "c
         ) from error
 
 
-def require_kernel(bits: int, device: Device) -> None:
+def require_kernel(bits: int, device: str) -> None:
     """Run bitsandbytes' kernel once. Raises ProviderError where it fails or computes wrongly."""
     _silence_bitsandbytes()
     reason = fault(kernel_trial(bits, device))
@@ -133,7 +182,7 @@ def require_kernel(bits: int, device: Device) -> None:
         )
 
 
-def load_language_model(folder: Path, device: Device, layers: int | None = None) -> Any:
+def load_language_model(folder: Path, device: str, layers: int | None = None) -> Any:
     """The checkpoint in ``folder`` with transformers' ``from_pretrained``, or its first ``layers`` layers.
 
     On the CPU in bf16 whatever the checkpoint's own dtype is: products of several rows in fp16 are 50 times slower

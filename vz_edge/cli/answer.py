@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vz_edge.cli.verbosity import erase, note
 
@@ -42,11 +41,4 @@ def timings(reply: Reply) -> str:
 
 def as_json(reply: Reply, load_sec: float, indent: int | None) -> str:
     """An answer and its measurements; in one line without ``indent``."""
-    data: dict[str, Any] = {
-        **dataclasses.asdict(reply),
-        "answer_tokens": reply.answer_tokens,
-        "ttft_sec": reply.ttft_sec,
-        "decode_tokens_per_sec": reply.decode_tokens_per_sec,
-        "load_sec": load_sec,
-    }
-    return json.dumps(data, indent=indent)
+    return json.dumps({**reply.as_dict(), "load_sec": load_sec}, indent=indent)

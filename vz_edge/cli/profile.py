@@ -26,6 +26,7 @@ def command(
     provider: Annotated[
         list[str] | None, typer.Option(help="cpu, cuda or a provider of ONNX Runtime's; default: what fits the bundle.")
     ] = None,
+    device_id: Annotated[int | None, typer.Option(help="The number of the GPU, as CUDA counts; default: 0.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads; default: the physical cores.")] = None,
     release_memory: Annotated[
         bool | None,
@@ -62,8 +63,8 @@ def command(
     earlier = read_report(baseline) if baseline else None
     profile = load_device(device) if device else None
     _check_folders(json_file, html_file)
-    providers = tuple(provider) if provider else None
-    options = RunOptions(runs, answer_tokens, _parse_size(size), providers, threads, release_memory)
+    chosen = tuple(provider) if provider else None
+    options = RunOptions(runs, answer_tokens, _parse_size(size), chosen, threads, device_id, release_memory)
     plan = plan_run(bundles, options)
     if earlier and baseline:
         identities = [bundle.identity for bundle in plan.bundles]

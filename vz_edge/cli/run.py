@@ -48,6 +48,7 @@ def command(
     provider: Annotated[
         list[str] | None, typer.Option(help="cpu, cuda or a provider of ONNX Runtime's; default: what fits the bundle.")
     ] = None,
+    device_id: Annotated[int | None, typer.Option(help="The number of the GPU, as CUDA counts; default: 0.")] = None,
     vision: Annotated[
         Literal["onnx", "torch"],
         typer.Option(help="torch: as the language model, in a bundle with bitsandbytes weights."),
@@ -84,6 +85,7 @@ def command(
             threads=threads,
             max_context=max_context,
             vision=vision,
+            device=device_id,
             release_memory=release_memory,
         )
         if asked is None:

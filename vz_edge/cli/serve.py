@@ -39,6 +39,7 @@ def command(
     ui: Annotated[bool, typer.Option("--ui", help="A page for a browser, too, at the server's address.")] = False,
     grace_sec: Annotated[float, typer.Option(help="How long answers may go on after SIGTERM.")] = 30.0,
     provider: Annotated[list[str] | None, typer.Option(help="As for 'vz-edge run'.")] = None,
+    device_id: Annotated[int | None, typer.Option(help="As for 'vz-edge run'.")] = None,
     vision: Annotated[Literal["onnx", "torch"], typer.Option(help="As for 'vz-edge run'.")] = "onnx",
     threads: Annotated[int | None, typer.Option(help="Threads; default: the physical cores.")] = None,
     max_context: Annotated[int | None, typer.Option(help="Refuse more tokens of context than this.")] = None,
@@ -74,6 +75,7 @@ def command(
             threads=threads,
             max_context=max_context,
             vision=vision,
+            device=device_id,
             release_memory=release_memory,
         )
         engine = Engine(model, settings.queue_length)

@@ -12,6 +12,7 @@ def command(
     bundle: Annotated[Path, typer.Argument(help="A folder written by 'vz-edge export'.")],
     hashes_only: Annotated[bool, typer.Option("--hashes-only", help="Do not run the model.")] = False,
     provider: Annotated[list[str] | None, typer.Option(help="As for 'vz-edge run'.")] = None,
+    device_id: Annotated[int | None, typer.Option(help="As for 'vz-edge run'.")] = None,
 ) -> None:
     """Check that a bundle is what was exported and still sees the same."""
     from rich.console import Console
@@ -32,7 +33,7 @@ def command(
     from vz_edge.device.model import EdgeModel
     from vz_edge.device.verify import look_again
 
-    look = look_again(EdgeModel.load(bundle, providers=provider))
+    look = look_again(EdgeModel.load(bundle, providers=provider, device=device_id))
     kept = "" if look.kept_agreement is None else f"{look.kept_agreement:.1%} of the kept positions, "
     token = {True: "the same next token", False: "another next token", None: "next token not recorded"}[look.same_token]
     console.print(f"parity picture: {kept}features within {look.feature_error:.1e}, {token}")

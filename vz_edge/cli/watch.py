@@ -53,6 +53,7 @@ def command(
         bool, typer.Option("--json", help="A line of JSON for each frame; a pipe gets it so anyway.")
     ] = False,
     provider: Annotated[list[str] | None, typer.Option(help="As for 'vz-edge run'.")] = None,
+    device_id: Annotated[int | None, typer.Option(help="The number of the GPU, as CUDA counts; default: 0.")] = None,
     vision: Annotated[Literal["onnx", "torch"], typer.Option(help="As for 'vz-edge run'.")] = "onnx",
     threads: Annotated[int | None, typer.Option(help="Threads; default: the physical cores.")] = None,
     max_context: Annotated[int | None, typer.Option(help="Refuse more tokens of context than this.")] = None,
@@ -75,6 +76,7 @@ def command(
             threads=threads,
             max_context=max_context,
             vision=vision,
+            device=device_id,
             release_memory=release_memory,
         )
         watch = model.watch(

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
+from vz_edge.arguments import one_of
 from vz_edge.bundle import Manifest
 from vz_edge.device.cuda_graph import GraphDecoder
 from vz_edge.device.decoder import Decoder
 from vz_edge.device.onnx_decoder import OnnxDecoder, open_decoder_session
-from vz_edge.device.runtime import CUDA, choose_providers
+from vz_edge.device.runtime import CUDA, Provider, choose_providers, provider_name
 from vz_edge.device.vision import Vision, VisionEncoder
 from vz_edge.errors import ProviderError, RequestError
 
@@ -26,11 +27,11 @@ class Backend(Protocol):
     """What runs a bundle's two halves. ``provider`` is ONNX Runtime's name of the processor whose memory it takes."""
 
     @property
-    def provider(self) -> str:
-        """CPUExecutionProvider, CUDAExecutionProvider..."""
+    def provider(self) -> Provider:
+        """CPUExecutionProvider, CUDAExecutionProvider..., with its options where it has any."""
 
     @property
-    def vision_providers(self) -> tuple[str, ...] | None:
+    def vision_providers(self) -> tuple[Provider, ...] | None:
         """ONNX Runtime's, of what looks at pictures; None where torch does."""
 
     def open(self, folder: Path, threads: int | None) -> Decoder:
@@ -53,16 +54,16 @@ class OnnxBackend:
     picture, has none.
     """
 
-    providers: tuple[str, ...]
+    providers: tuple[Provider, ...]
     graph_tokens: int = 0
 
     @property
-    def provider(self) -> str:
+    def provider(self) -> Provider:
         """The provider that is preferred."""
         return self.providers[0]
 
     @property
-    def vision_providers(self) -> tuple[str, ...]:
+    def vision_providers(self) -> tuple[Provider, ...]:
         """Those of both halves."""
         return self.providers
 
@@ -81,16 +82,20 @@ class OnnxBackend:
 
 
 def choose_backend(
-    folder: Path, manifest: Manifest, providers: Sequence[str] | None, vision: VisionRuntime, graph_tokens: int = 0
+    folder: Path,
+    manifest: Manifest,
+    providers: Provider | Sequence[Provider] | None,
+    vision: VisionRuntime,
+    graph_tokens: int = 0,
+    device: int | None = None,
 ) -> Backend:
-    """The backend of a bundle; ``providers`` and ``vision`` as in ``EdgeModel.load``, ``graph_tokens`` in OnnxBackend.
+    """The backend of a bundle; ``graph_tokens`` as in OnnxBackend, all else as in ``EdgeModel.load``.
 
     Raises DependencyError where a package is missing, ProviderError where a processor or a kernel is or a CUDA graph
     is wanted of another provider, and RequestError where the bundle's vision does not run in ``vision`` or its
     language model by a CUDA graph.
     """
-    if vision not in ("onnx", "torch"):
-        raise RequestError(f"vision {vision!r} is unknown; expected 'onnx' (ONNX Runtime) or 'torch'")
+    one_of("vision", vision, get_args(VisionRuntime))
     if vision == "torch" and manifest.format != "bnb":
         raise RequestError(
             f"{folder} runs in ONNX Runtime alone, so its vision does not run in torch; leave vision='torch' out "
@@ -105,11 +110,11 @@ def choose_backend(
         # torch and transformers are loaded here, and nowhere else on the device side.
         from vz_edge.backends.transformers_backend import TransformersBackend
 
-        return TransformersBackend.choose(folder, providers, manifest, vision)
-    chosen = tuple(choose_providers(providers, manifest.target))
-    if graph_tokens and chosen[0] != CUDA:
+        return TransformersBackend.choose(folder, providers, manifest, vision, device)
+    chosen = tuple(choose_providers(providers, manifest.target, device))
+    if graph_tokens and provider_name(chosen[0]) != CUDA:
         raise ProviderError(
-            f"{folder} would run on {chosen[0]}, where there are no CUDA graphs; leave cuda_graph out, or run a bundle "
-            "of --target cuda on CUDA"
+            f"{folder} would run on {provider_name(chosen[0])}, where there are no CUDA graphs; leave cuda_graph out, "
+            "or run a bundle of --target cuda on CUDA"
         )
     return OnnxBackend(chosen, graph_tokens)

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vz_edge.arguments import shown
+from vz_edge.arguments import text as checked_text
 from vz_edge.device.decoder import Context
 from vz_edge.device.embedding import EmbeddingTable
 from vz_edge.device.generate import Generation, Limits
@@ -55,15 +57,15 @@ def cut_choices(tokenizer: Tokenizer, texts: Sequence[str]) -> Choices:
     if not texts:
         raise RequestError("the list of choices is empty; expected one or more strings")
     for text in texts:
-        if not isinstance(text, str) or not text or text != text.strip():
-            raise RequestError(f"the choice {text!r} is impossible; expected a string with no white space around it")
+        if not checked_text("the choice", text) or text != text.strip():
+            raise RequestError(f"the choice {shown(text)} is impossible; expected one with no white space around it")
     before = len(tokenizer.encode(ANCHOR, add_special_tokens=False).ids)
     forms = []
     for space in FORMS:
         cut = [tuple(tokenizer.encode(ANCHOR + space + text, add_special_tokens=False).ids[before:]) for text in texts]
         for text, tokens in zip(texts, cut, strict=True):
             if tokenizer.decode(list(tokens)).strip() != text:
-                raise RequestError(f"the model's tokenizer cannot write the choice {text!r}; word it differently")
+                raise RequestError(f"the model's tokenizer cannot write the choice {shown(text)}; word it differently")
         if len(set(cut)) < len(cut):
             raise RequestError("a choice is in the list twice; give each of them once")
         forms.append(tuple(cut))

@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vz_edge.arguments import shown as described
+from vz_edge.arguments import text as checked_text
 from vz_edge.device.process import one_line
 from vz_edge.errors import AnswerError, DependencyError, RequestError
 
@@ -38,6 +40,9 @@ class Lark:
     """
 
     text: str
+
+    def __post_init__(self) -> None:
+        checked_text("the grammar of Lark", self.text)
 
 
 Schema = Mapping[str, Any] | type | Sequence[str] | re.Pattern[str] | Lark
@@ -182,9 +187,9 @@ def grammar_source(schema: Any) -> tuple[dict[str, Any], Callable[[str], Any]]:
     if isinstance(schema, Lark):
         return {"lark_grammar": schema.text}, str
     if hasattr(schema, "model_json_schema") and hasattr(schema, "model_validate_json"):
-        return _json_source(_closed(schema.model_json_schema())), schema.model_validate_json
+        return _json_source(_closed(_schema_of(schema))), schema.model_validate_json
     raise RequestError(
-        f"schema {one_line(repr(schema))} is not understood; expected a JSON schema (dict), a pydantic model, a list "
+        f"schema {described(schema)} is not understood; expected a JSON schema (dict), a pydantic model, a list "
         "of choices, a compiled regular expression or vz_edge.Lark"
     )
 
@@ -202,12 +207,22 @@ def _undrawn(reason: str) -> str:
 def _json_source(schema: dict[str, Any]) -> dict[str, Any]:
     try:
         json.dumps(schema)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise RequestError(f"the schema is not JSON ({error}); write it as json.loads would return it") from error
     layout = schema.get("x-guidance", {})
     if not isinstance(layout, Mapping):
         raise RequestError(f"x-guidance of the schema is {layout!r}; expected an object of llguidance's options")
     return {"json_schema": {**schema, "x-guidance": {**JSON_LAYOUT, **layout}}}
+
+
+def _schema_of(model: Any) -> Any:
+    """The JSON schema of a pydantic model, whose fields may be of types that have none."""
+    try:
+        return model.model_json_schema()
+    except Exception as error:  # whatever a model's own code raises
+        raise RequestError(
+            f"the pydantic model {described(model)} has no JSON schema ({one_line(error)}); change its fields"
+        ) from error
 
 
 def _closed(schema: Any) -> Any:

@@ -17,18 +17,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from vz_edge.budget import TokenBudget
 from vz_edge.bundle import ImageSpec
+from vz_edge.device.picture import PictureFile, opened
 from vz_edge.errors import ImageError
 from vz_edge.recipe import ModelSpec
 
-ImageSource = str | Path | Image.Image | np.ndarray
+ImageSource = PictureFile | Image.Image | np.ndarray
 Size = tuple[int, int]  # (width, height) in pixels, as Pillow has it
 
 # A picture beside which a robot's largest frame is small; 4 bytes a pixel makes it 716 MB. Twice Pillow's own limit.
@@ -43,7 +43,7 @@ class Tiles:
     None for a family without a grid; ``original_size`` is the picture's (width, height) in pixels.
     """
 
-    pixel_values: np.ndarray
+    pixel_values: np.ndarray = field(repr=False)
     grid: tuple[int, int] | None
     original_size: Size
 
@@ -51,23 +51,14 @@ class Tiles:
 def load_image(source: ImageSource) -> Image.Image:
     """Read a picture as 8-bit RGB, upright.
 
-    ``source`` is a path, a Pillow image of any mode, or a uint8 array [height, width, 3] in RGB order. The EXIF
-    orientation is applied; transparency is laid over white, as transformers' processors do. Raises ImageError.
+    ``source`` is a path, the bytes of a picture file, a file that is open for reading bytes, a Pillow image of any
+    mode, or a uint8 array [height, width, 3] in RGB order. The EXIF orientation is applied; transparency is laid over
+    white, as transformers' processors do. Raises ImageError.
     """
     if isinstance(source, np.ndarray):
         return _from_array(source)
-    if isinstance(source, Image.Image):
-        return _upright_rgb(source, "picture")
-    try:
-        with Image.open(source) as image:
-            return _upright_rgb(image, str(source))
-    except ImageError:
-        raise
-    except FileNotFoundError as error:
-        raise ImageError(f"{source} does not exist; expected a picture file") from error
-    # Pillow's decoders raise whatever a broken file makes them trip over (OSError, SyntaxError, struct.error...).
-    except Exception as error:
-        raise ImageError(f"{source} cannot be read as a picture ({error}); expected JPEG, PNG or the like") from error
+    with opened(source) as (image, name):
+        return _upright_rgb(image, name)
 
 
 def make_tiles(image: Image.Image, model: ModelSpec, spec: ImageSpec) -> Tiles:
@@ -191,11 +182,19 @@ def _from_array(array: np.ndarray) -> Image.Image:
 
 def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
     _check_size(image.size, name)
-    image = ImageOps.exif_transpose(image)
+    image.load()
+    image = _upright(image)
     if "A" in image.getbands() or image.info.get("transparency") is not None:
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image.convert("RGBA"))
     return image.convert("RGB")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # broken EXIF data, which say nothing about the pixels and no orientation
+        return image
 
 
 def _check_size(size: Size, name: str) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from vz_edge.bundle import LANGUAGE_MODEL, Manifest
 from vz_edge.device import nvml
 from vz_edge.device.machine import l4t_release, meminfo_bytes, memory_left_bytes
-from vz_edge.device.runtime import CPU
+from vz_edge.device.runtime import CPU, Provider, device_of, provider_name
 from vz_edge.errors import InsufficientMemoryError
 
 # A question of 1024 tokens, its picture's among them, is longer than most (LLaVA-NeXT's default budget is 320 tokens a
@@ -51,14 +51,14 @@ def memory_need(folder: Path, manifest: Manifest, context_tokens: int) -> Memory
     return MemoryNeed(str(folder), file_bytes("vision.onnx"), decoder_bytes, context_tokens * per_token)
 
 
-def available_memory_bytes(provider: str, root: Path = Path("/")) -> int | None:
+def available_memory_bytes(provider: Provider, root: Path = Path("/")) -> int | None:
     """Memory that ``provider`` (ONNX Runtime's full name) can take now; None where the machine does not tell.
 
-    A graphics card's free memory (NVML); on the CPU, and on a Jetson, whose GPU shares it, what the system can give
-    without swapping (MemAvailable, proc(5)), no more than the control group still grants.
+    The free memory (NVML) of the graphics card that it runs on; on the CPU, and on a Jetson, whose GPU shares it, what
+    the system can give without swapping (MemAvailable, proc(5)), no more than the control group still grants.
     """
-    if provider != CPU and l4t_release(root) is None:
-        return nvml.free_bytes()
+    if provider_name(provider) != CPU and l4t_release(root) is None:
+        return nvml.free_bytes(device_of(provider))
     available = meminfo_bytes(root).get("MemAvailable")
     left = memory_left_bytes(root)
     return available if available is None or left is None else min(available, left)

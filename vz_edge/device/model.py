@@ -15,13 +15,15 @@ from __future__ import annotations
 
 import logging
 import time
+import weakref
 from collections.abc import Generator, Sequence
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vz_edge.arguments import flag, path, shown, whole
 from vz_edge.bundle import Manifest, read_manifest
 from vz_edge.device.backend import VisionRuntime, choose_backend
+from vz_edge.device.closed import CLOSED_MODEL
 from vz_edge.device.decoder import Decoder
 from vz_edge.device.embedding import EmbeddingTable
 from vz_edge.device.guide import GrammarCompiler
@@ -31,24 +33,27 @@ from vz_edge.device.options import AskOptions
 from vz_edge.device.pipeline import CheckedQuestion, Pictures, Pipeline, Prompt, Spent, common_start
 from vz_edge.device.prompt import ChatPrompt
 from vz_edge.device.reply import Reply, Stream
+from vz_edge.device.runtime import Provider
+from vz_edge.device.session import Session
 from vz_edge.device.vision import Vision, VisionResult
-from vz_edge.errors import RequestError
+from vz_edge.errors import BundleError, RequestError
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # a type checker brings it along; nothing needs it at run time
 
-    from vz_edge.device.session import Session
     from vz_edge.metrics import Metrics
     from vz_edge.watch.engine import Question
     from vz_edge.watch.frame import Color
     from vz_edge.watch.source import AnySource
     from vz_edge.watch.watch import Watch
 
+MOST_THREADS = 1024  # ONNX Runtime starts as many as it is told to
+
 logger = logging.getLogger(__name__)
 
 
 class EdgeModel:
-    """A bundle that answers. Made by ``EdgeModel.load``.
+    """A bundle that answers. Made by ``EdgeModel.load``; ``with``, or ``close``, gives back what it takes.
 
     ``manifest`` says which model it is; ``vision``, ``chat``, ``embedding`` and ``decoder`` are its parts, for those
     who measure or compose them differently; ``context_length`` is the most tokens that a question with its
@@ -72,45 +77,48 @@ class EdgeModel:
         self.decoder = decoder
         self.context_length = context_length
         self.load_sec = load_sec
+        self._sessions = weakref.WeakSet[Session]()
         self._compiler = GrammarCompiler(chat.tokenizer, decoder.vocab_size, manifest.stop.token_ids)
 
     @classmethod
     def load(
         cls,
         folder: str | PathLike[str],
-        providers: Sequence[str] | None = None,
+        providers: Provider | Sequence[Provider] | None = None,
         threads: int | None = None,
         max_context: int | None = None,
         vision: VisionRuntime = "onnx",
         cuda_graph: bool = False,
+        device: int | None = None,
         release_memory: bool | None = None,
     ) -> EdgeModel:
         """Load a bundle written by ``vz-edge export``.
 
-        ``providers`` are ONNX Runtime's ("cpu", "cuda"...; by default CUDA for a bundle exported for it where the
-        machine has it, else the CPU), ``threads`` the physical cores by default; ``max_context`` lowers the model's
-        own context, to bound the memory of a question. A bundle with bitsandbytes weights runs its language model
-        in torch: on the CPU where ``providers`` begin with it, else on CUDA; torch's threads are the process's. Its
-        ``vision`` runs in ONNX Runtime ("onnx") or in torch beside the language model ("torch"); other bundles have
-        ONNX Runtime alone. With ``cuda_graph`` tokens are decoded by a CUDA graph (``vz_edge.device.cuda_graph``; on
-        CUDA alone, where it has not been run yet): the KV cache of the whole context is then allocated here, one
-        conversation at a time has the graph, and all questions must come from one thread. ``release_memory`` says if
-        vision on the CPU gives back after each picture what that took of memory (docs/sessions.md); None: only where
-        memory is short. Raises BundleError, ProviderError, DependencyError, RequestError, and InsufficientMemoryError
-        before anything is loaded where the weights, and a graph's cache, do not fit.
+        ``providers`` are ONNX Runtime's ("cpu", "cuda"..., or with options as ("cuda", {"gpu_mem_limit": 2**31}); by
+        default CUDA for a bundle exported for it where the machine has it, else the CPU). ``device`` is the number of
+        the GPU to run on, as CUDA counts (0 by default). ``threads`` are the physical cores by default;
+        ``max_context`` lowers the model's own context, to bound the memory of a question. A bundle with bitsandbytes
+        weights runs its language model in torch: on the CPU where ``providers`` begin with it, else on CUDA; torch's
+        threads are the process's. Its ``vision`` runs in ONNX Runtime ("onnx") or in torch beside the language model
+        ("torch"); other bundles have ONNX Runtime alone. With ``cuda_graph`` tokens are decoded by a CUDA graph
+        (``vz_edge.device.cuda_graph``; on CUDA alone, where it has not been run yet): the KV cache of the whole context
+        is then allocated here, one conversation at a time has the graph, and all questions must come from one thread.
+        ``release_memory`` says if vision on the CPU gives back after each picture what that took of memory
+        (docs/sessions.md); None: only where memory is short. Raises BundleError, ProviderError, DependencyError,
+        RequestError, and InsufficientMemoryError before anything is loaded where the weights, and a graph's cache, do
+        not fit.
         """
         started = time.perf_counter()
-        for name, value in (("threads", threads), ("max_context", max_context)):
-            if value is not None and value < 1:
-                raise RequestError(f"{name} {value} is impossible; expected 1 or more")
-        if release_memory not in (None, True, False):
-            raise RequestError(f"release_memory {release_memory!r} is impossible; expected True, False or None")
-        bundle = Path(folder)
+        bundle = path("the bundle", folder, BundleError)
+        threads = None if threads is None else whole("threads", threads, 1, MOST_THREADS)
+        max_context = None if max_context is None else whole("max_context", max_context, 1)
+        cuda_graph = flag("cuda_graph", cuda_graph)
+        release_memory = None if release_memory is None else flag("release_memory", release_memory)
         manifest = read_manifest(bundle)
         model = manifest.model
         context_length = min(model.decoder.context_length, max_context or model.decoder.context_length)
         graph_tokens = context_length if cuda_graph else 0
-        backend = choose_backend(bundle, manifest, providers, vision, graph_tokens)
+        backend = choose_backend(bundle, manifest, providers, vision, graph_tokens, device)
         need = memory_need(bundle, manifest, context_tokens=graph_tokens)
         check_memory([need], available_memory_bytes(backend.provider))
         logger.info("loading %s for %s", bundle, backend.provider)
@@ -123,6 +131,36 @@ class EdgeModel:
         logger.info("loaded %s in %.2f s", manifest.name, load_sec)
         return cls(manifest, encoder, chat, embedding, decoder, context_length, load_sec)
 
+    def close(self) -> None:
+        """Give back what the bundle takes: memory, threads, the GPU. Its sessions and watches end with it.
+
+        Whatever is asked of it afterwards raises a RequestError. An answer that is being written goes on to its end,
+        and holds what it needs until then.
+        """
+        for session in list(self._sessions):
+            session.close()
+        self.vision = self.chat = self.embedding = self.decoder = self._compiler = CLOSED_MODEL
+
+    def check_open(self) -> None:
+        """Raise RequestError where the model was closed."""
+        self.chat.image_token_id  # noqa: B018 - any part would say it
+
+    def __enter__(self) -> EdgeModel:
+        self.check_open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        manifest = self.manifest
+        totals = ", ".join(str(budget.total(manifest.model.max_tiles)) for budget in manifest.budgets) or "all"
+        closed = ", closed" if self.vision is CLOSED_MODEL else ""
+        return (
+            f"<EdgeModel {manifest.name}: {manifest.model.family}, {manifest.weights.bits} bits, tokens {totals}, "
+            f"context {self.context_length}{closed}>"
+        )
+
     def session(self, system: str | None = None, max_context: int | None = None) -> Session:
         """A conversation that looks at a picture once and answers any number of questions about it.
 
@@ -130,9 +168,7 @@ class EdgeModel:
         of the session's KV cache. Raises RequestError, also where the chat template has no place for ``system``,
         and ContextLengthError.
         """
-        from vz_edge.device.session import Session
-
-        return Session(self._pipeline, system, max_context)
+        return Session(self._pipeline, system, max_context, self._sessions)
 
     def watch(
         self,
@@ -167,7 +203,7 @@ class EdgeModel:
         return Watch(
             self,
             open_source(source, color),
-            [questions] if isinstance(questions, str) else questions,
+            questions,
             every=every,
             deadline=deadline,
             unchanged_below=unchanged_below,
@@ -183,14 +219,16 @@ class EdgeModel:
 
         ``tokens`` is one of the bundle's budgets, by default its first. Raises ImageError, BudgetError.
         """
-        return self.vision.encode(self.vision.tile(image), self.manifest.budget_of(tokens))
+        budget = self.manifest.budget_of(tokens)
+        return self.vision.encode(self.vision.tile(image), budget)
 
     def ask(
         self, image: Pictures, prompt: Prompt, *, tokens: int | None = None, **options: Unpack[AskOptions]
     ) -> Reply:
         """Answer a question about a picture, several pictures, or none.
 
-        ``image`` is a path, a Pillow image, a uint8 [height, width, 3] RGB array or what ``encode`` returned.
+        ``image`` is a path, a picture file's bytes, a file that is open for reading bytes, a Pillow image, a uint8
+        [height, width, 3] RGB array or what ``encode`` returned; several are a list of these.
         ``prompt`` is a question or a conversation (``[{"role": "user", "content": "..."}, ...]``). ``tokens`` is one of
         the bundle's budgets, by default its first: fewer tokens are read faster and show less; what ``encode`` returned
         has its tokens already. An answer has at most
@@ -216,15 +254,23 @@ class EdgeModel:
         return Stream(_start(pipeline, pipeline.questions(image, [prompt], tokens, **options)[0]))
 
     def ask_many(
-        self, image: Pictures, prompts: Sequence[Prompt], *, tokens: int | None = None, **options: Unpack[AskOptions]
+        self,
+        image: Pictures,
+        prompts: str | Sequence[Prompt],
+        *,
+        tokens: int | None = None,
+        **options: Unpack[AskOptions],
     ) -> list[Reply]:
         """Answer separate questions about the same picture, which is encoded and read by the decoder once.
 
-        The tokens that all prompts begin with stay in the KV cache. The time they took, the picture's too, is in
-        the first reply.
+        ``prompts`` is a list of what ``ask`` takes; a string is one question. The tokens that all prompts begin with
+        stay in the KV cache. The time they took, the picture's too, is in the first reply.
         """
         pipeline = self._pipeline
-        questions = pipeline.questions(image, prompts, tokens, **options)
+        asked = [prompts] if isinstance(prompts, str) else prompts
+        if not isinstance(asked, (list, tuple)):
+            raise RequestError(f"prompts {shown(prompts)} are not understood; expected a list of questions")
+        questions = pipeline.questions(image, asked, tokens, **options)
         if not questions:
             return []
         results, vision_sec = pipeline.look(questions[0])

@@ -6,6 +6,7 @@ nothing is known: None or an empty list. ``missing`` says why.
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -28,40 +29,66 @@ def missing() -> str | None:
 
 def gpu_names() -> list[str]:
     """Names of the GPUs in NVML's order."""
-    return _of_each_gpu(lambda nvml, gpu: nvml.nvmlDeviceGetName(gpu))
-
-
-def free_bytes() -> int | None:
-    """Free memory of the GPU that has most of it."""
-    return max(_of_each_gpu(lambda nvml, gpu: nvml.nvmlDeviceGetMemoryInfo(gpu).free), default=None)
-
-
-def used_bytes() -> int | None:
-    """Memory in use, all processes and GPUs together."""
-    used = _of_each_gpu(lambda nvml, gpu: nvml.nvmlDeviceGetMemoryInfo(gpu).used)
-    return sum(used) if used else None
-
-
-def process_bytes() -> int | None:
-    """Memory of this process on all GPUs, CUDA context included.
-
-    None where NVML does not list it: before its first use of a GPU, and in a container without the host's process
-    ids (``docker run --pid=host``).
-    """
-    processes = _of_each_gpu(lambda nvml, gpu: nvml.nvmlDeviceGetComputeRunningProcesses(gpu))
-    ours = [process.usedGpuMemory for listed in processes for process in listed if process.pid == os.getpid()]
-    known = [used for used in ours if used is not None]
-    return sum(known) if known else None
-
-
-def _of_each_gpu(question: Callable[[Any, Any], T]) -> list[T]:
-    """The answer of each GPU to ``question(pynvml, handle)``; empty where NVML is missing or one does not answer."""
     if missing():
         return []
     import pynvml
 
     try:
         gpus = [pynvml.nvmlDeviceGetHandleByIndex(number) for number in range(pynvml.nvmlDeviceGetCount())]
-        return [question(pynvml, gpu) for gpu in gpus]
+        return [pynvml.nvmlDeviceGetName(gpu) for gpu in gpus]
     except pynvml.NVMLError:
         return []
+
+
+def free_bytes(device: int = 0) -> int | None:
+    """Free memory of a GPU; ``device`` is its number as CUDA counts."""
+    return _of_gpu(device, lambda nvml, gpu: nvml.nvmlDeviceGetMemoryInfo(gpu).free)
+
+
+def used_bytes(device: int = 0) -> int | None:
+    """Memory in use on a GPU, all processes together."""
+    return _of_gpu(device, lambda nvml, gpu: nvml.nvmlDeviceGetMemoryInfo(gpu).used)
+
+
+def process_bytes(device: int = 0) -> int | None:
+    """Memory of this process on a GPU, CUDA context included.
+
+    None where NVML does not list it: before its first use of the GPU, and in a container without the host's process
+    ids (``docker run --pid=host``).
+    """
+    processes = _of_gpu(device, lambda nvml, gpu: nvml.nvmlDeviceGetComputeRunningProcesses(gpu)) or []
+    known = [process.usedGpuMemory for process in processes if process.pid == os.getpid()]
+    return None if None in known or not known else sum(known)
+
+
+def cuda_bus_id(device: int) -> str | None:
+    """The PCI bus id of a GPU that CUDA numbers ``device``; None where there is no driver, or no such GPU.
+
+    CUDA counts those of CUDA_VISIBLE_DEVICES alone, by default the fastest first; NVML counts all by their bus.
+    Source: cuDeviceGetPCIBusId of the CUDA driver API.
+    """
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    handle, text = ctypes.c_int(), ctypes.create_string_buffer(32)
+    failed = (
+        cuda.cuInit(0)
+        or cuda.cuDeviceGet(ctypes.byref(handle), device)
+        or cuda.cuDeviceGetPCIBusId(text, len(text), handle)
+    )
+    return None if failed else text.value.decode("ascii")
+
+
+def _of_gpu(device: int, question: Callable[[Any, Any], T]) -> T | None:
+    """The answer of a GPU to ``question(pynvml, handle)``; None where NVML is missing or it does not answer."""
+    if missing():
+        return None
+    import pynvml
+
+    bus_id = cuda_bus_id(device)
+    try:
+        gpu = pynvml.nvmlDeviceGetHandleByPciBusId(bus_id) if bus_id else pynvml.nvmlDeviceGetHandleByIndex(device)
+        return question(pynvml, gpu)
+    except pynvml.NVMLError:
+        return None

@@ -16,7 +16,7 @@ import numpy as np
 
 from vz_edge.device.decoder import check_append, check_rewind
 from vz_edge.device.mapped import MappedWeights
-from vz_edge.device.runtime import CUDA, open_session
+from vz_edge.device.runtime import CUDA, DEVICE_ID, Provider, open_session
 from vz_edge.errors import CorruptBundleError
 
 if TYPE_CHECKING:
@@ -48,9 +48,10 @@ class OnnxDecoder:
                 f"decoder.onnx has inputs {sorted(inputs)[:4]}... that no bundle has; export the bundle again"
             ) from error
         self.device = "cuda" if session.get_providers()[0] == CUDA else "cpu"
+        self.device_id = int(session.get_provider_options().get(CUDA, {}).get(DEVICE_ID, 0))
 
     @staticmethod
-    def open(folder: Path, providers: Sequence[str], threads: int | None) -> OnnxDecoder:
+    def open(folder: Path, providers: Sequence[Provider], threads: int | None) -> OnnxDecoder:
         """Open the bundle's decoder. Raises CorruptBundleError or ProviderError."""
         return OnnxDecoder(open_decoder_session(folder, providers, threads))
 
@@ -71,11 +72,11 @@ class OnnxDecoder:
         """A tensor on the decoder's device, with anything in it."""
         from onnxruntime import OrtValue
 
-        return OrtValue.ortvalue_from_shape_and_type(shape, dtype, self.device, 0)
+        return OrtValue.ortvalue_from_shape_and_type(shape, dtype, self.device, self.device_id)
 
 
 def open_decoder_session(
-    folder: Path, providers: Sequence[str], threads: int | None, cuda_graph: bool = False
+    folder: Path, providers: Sequence[Provider], threads: int | None, cuda_graph: bool = False
 ) -> InferenceSession:
     """A session of the bundle's decoder, as ``open_session``."""
     session = open_session(folder / "decoder.onnx", providers, threads, cuda_graph=cuda_graph)

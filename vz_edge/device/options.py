@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypedDict
 
+from vz_edge.arguments import flag, known_options, seconds, shown, text, whole
 from vz_edge.bundle import StopSpec
 from vz_edge.device.choices import Choices, cut_choices
 from vz_edge.device.generate import Limits
@@ -32,34 +33,32 @@ class AskOptions(TypedDict, total=False):
     logprobs: bool
 
 
+# The defaults of EdgeModel.ask.
+DEFAULTS: AskOptions = {
+    "max_new_tokens": 128,
+    "temperature": 0.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "seed": None,
+    "stop": (),
+    "deadline_sec": None,
+    "schema": None,
+    "logprobs": False,
+}
+
+
 def check_options(
-    own_stop: StopSpec,
-    tokenizer: Tokenizer,
-    compiler: GrammarCompiler,
-    *,
-    max_new_tokens: int = 128,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    seed: int | None = None,
-    stop: Sequence[str | int] = (),
-    deadline_sec: float | None = None,
-    schema: Schema | None = None,
-    logprobs: bool = False,
+    own_stop: StopSpec, tokenizer: Tokenizer, compiler: GrammarCompiler, options: AskOptions
 ) -> tuple[Limits, Choices | None]:
     """Limits that start now and, where ``schema`` is a list, its choices. Raises RequestError, DependencyError."""
     started = time.perf_counter()
-    if max_new_tokens < 1:
-        raise RequestError(f"max_new_tokens {max_new_tokens} is impossible; expected 1 or more")
-    if deadline_sec is not None and not deadline_sec > 0:
-        raise RequestError(f"deadline_sec {deadline_sec} is impossible; expected more than 0, or none")
-    stops = [stop] if isinstance(stop, str) else stop
-    for item in stops:
-        if not isinstance(item, (str, int)):
-            raise RequestError(f"stop {item!r} is impossible; expected strings, and token ids as Python's int")
-    if "" in stops:
-        raise RequestError("a stop string is empty, which ends every answer at once; leave it out")
-    if schema is not None and stops:
+    known_options("a question", options, DEFAULTS)
+    given: AskOptions = {**DEFAULTS, **options}
+    max_new_tokens = whole("max_new_tokens", given["max_new_tokens"], least=1)
+    deadline_sec = seconds("deadline_sec", given["deadline_sec"])
+    stop_ids, stop_strings = _stops(given["stop"])
+    schema = given["schema"]
+    if schema is not None and (stop_ids or stop_strings):
         raise RequestError("stop and schema were both given; leave stop out: the schema says where an answer ends")
     choices = cut_choices(tokenizer, schema) if isinstance(schema, (list, tuple)) else None
     if choices is not None and choices.longest > max_new_tokens:
@@ -68,12 +67,29 @@ def check_options(
         )
     limits = Limits(
         max_new_tokens if choices is None else choices.longest,
-        Sampling(temperature, top_k, top_p, seed),
-        frozenset([*own_stop.token_ids, *(item for item in stops if isinstance(item, int))]),
+        Sampling(given["temperature"], given["top_k"], given["top_p"], given["seed"]),
+        frozenset([*own_stop.token_ids, *stop_ids]),
         # What a schema asks for may have a stop string in it.
-        (*own_stop.strings, *(item for item in stops if isinstance(item, str))) if schema is None else (),
+        (*own_stop.strings, *stop_strings) if schema is None else (),
         math.inf if deadline_sec is None else started + deadline_sec,
-        logprobs,
+        flag("logprobs", given["logprobs"]),
         None if schema is None or choices is not None else compiler.compile(schema),
     )
     return limits, choices
+
+
+def _stops(stop: object) -> tuple[list[int], list[str]]:
+    """Token ids and strings that end an answer, out of a string or a list of both."""
+    items = [stop] if isinstance(stop, str) else stop
+    if not isinstance(items, (list, tuple, set, frozenset)):
+        raise RequestError(f"stop {shown(stop)} is impossible; expected a list of strings and token ids")
+    strings = [text("stop", item) for item in items if isinstance(item, str)]
+    if "" in strings:
+        raise RequestError("a stop string is empty, which ends every answer at once; leave it out")
+    token_ids = [item for item in items if not isinstance(item, str)]
+    for token_id in token_ids:
+        if not isinstance(token_id, int) or isinstance(token_id, bool) or token_id < 0:
+            raise RequestError(
+                f"stop {shown(token_id)} is impossible; expected strings, and token ids as Python's int, from 0"
+            )
+    return token_ids, strings

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from vz_edge.arguments import shown
 from vz_edge.budget import TokenBudget
 from vz_edge.bundle import Manifest
 from vz_edge.device.choices import Choices, choose
@@ -89,7 +90,7 @@ class Pipeline:
         Raises ImageError, BudgetError, RequestError, ContextLengthError and DependencyError.
         """
         budget = self.manifest.budget_of(tokens)
-        limits, choices = check_options(self.manifest.stop, self.chat.tokenizer, self.compiler, **options)
+        limits, choices = check_options(self.manifest.stop, self.chat.tokenizer, self.compiler, options)
         started = time.perf_counter()
         pictures = [
             picture if isinstance(picture, VisionResult) else self.vision.tile(picture) for picture in _listed(image)
@@ -159,8 +160,20 @@ class Pipeline:
 
     def _token_count(self, picture: Tiles | VisionResult, budget: TokenBudget | None) -> int:
         if isinstance(picture, VisionResult):
+            self._check_features(picture.features)
             return len(picture.features)
         return token_count(picture.original_size, self.manifest.model, budget)
+
+    def _check_features(self, features: object) -> None:
+        """Raise RequestError for a picture that another model encoded."""
+        width = self.decoder.hidden_size
+        if isinstance(features, np.ndarray) and features.dtype.kind == "f" and features.shape[1:] == (width,):
+            return
+        found = f"{features.dtype} {list(features.shape)}" if isinstance(features, np.ndarray) else shown(features)
+        raise RequestError(
+            f"an encoded picture has features {found}, and this model reads floats [tokens, {width}]; encode the "
+            "picture with this model"
+        )
 
     def _check_context(self, question: CheckedQuestion) -> None:
         left = self.context_length - question.prompt_tokens - question.image_tokens

@@ -19,6 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vz_edge.arguments import shown, text
 from vz_edge.errors import CorruptBundleError, RequestError
 
 if TYPE_CHECKING:
@@ -56,11 +57,11 @@ class ChatPrompt:
 
     def ids(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of the conversation, up to where the answer starts. Raises RequestError."""
-        text = render_template(self.template, messages, self.special)
+        written = render_template(self.template, messages, self.special)
         bos = self.special.get("bos_token")
         # A template that writes BOS itself must not get a second one from tokenizer.json's post-processor.
-        writes_bos = bos is not None and text.startswith(bos)
-        return self.tokenizer.encode(text, add_special_tokens=not writes_bos).ids
+        writes_bos = bos is not None and written.startswith(bos)
+        return self.tokenizer.encode(written, add_special_tokens=not writes_bos).ids
 
 
 def messages_of(prompt: str | Sequence[Message], pictures: int) -> list[dict[str, Any]]:
@@ -70,6 +71,10 @@ def messages_of(prompt: str | Sequence[Message], pictures: int) -> list[dict[str
     ...}`` and ``{"type": "image"}``. Where it marks no picture, all go in front of the first user message. Raises
     RequestError.
     """
+    if not isinstance(prompt, (str, list, tuple)):
+        raise RequestError(
+            f"a prompt {shown(prompt)} is not understood; expected a question as a string, or a list of messages"
+        )
     messages = [
         _plain(message) for message in ([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt)
     ]
@@ -104,22 +109,23 @@ def special_tokens(tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
     return {key: value for key, value in contents.items() if key.endswith("_token") and isinstance(value, str)}
 
 
-def _plain(message: Message) -> dict[str, Any]:
+def _plain(message: object) -> dict[str, Any]:
     """A copy with nothing in it but what templates read: a template is the checkpoint's code, not ours."""
-    role, content = message.get("role"), message.get("content")
+    role, content = (message.get("role"), message.get("content")) if isinstance(message, Mapping) else (None, None)
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    if not isinstance(role, str) or not isinstance(parts, Sequence):
-        raise RequestError(f"message {message!r} is not understood; expected {{'role': ..., 'content': ...}}")
-    return {"role": role, "content": [_plain_part(part) for part in parts]}
+    if not isinstance(role, str) or not isinstance(parts, (list, tuple)):
+        raise RequestError(f"message {shown(message)} is not understood; expected {{'role': ..., 'content': ...}}")
+    return {"role": text("a role", role), "content": [_plain_part(part) for part in parts]}
 
 
-def _plain_part(part: Any) -> dict[str, str]:
-    if isinstance(part, Mapping) and part.get("type") == "image":
+def _plain_part(part: object) -> dict[str, str]:
+    kind, words = (part.get("type"), part.get("text")) if isinstance(part, Mapping) else (None, None)
+    if isinstance(kind, str) and kind == "image":
         return {"type": "image"}
-    if isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str):
-        return {"type": "text", "text": str(part["text"])}
+    if isinstance(kind, str) and kind == "text" and isinstance(words, str):
+        return {"type": "text", "text": str(text("the text of a message", words))}
     raise RequestError(
-        f"content {part!r} is not understood; expected {{'type': 'text', 'text': ...}} or {{'type': 'image'}}"
+        f"content {shown(part)} is not understood; expected {{'type': 'text', 'text': ...}} or {{'type': 'image'}}"
     )
 
 

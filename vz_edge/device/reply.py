@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from vz_edge.arguments import shown
 from vz_edge.errors import VzEdgeError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Reply:
     """An answer with its measurements.
 
@@ -62,6 +63,30 @@ class Reply:
     def decode_tokens_per_sec(self) -> float:
         """Tokens written a second, the first one, which prefill gives, not counted."""
         return (self.answer_tokens - 1) / self.decode_sec if self.answer_tokens > 1 and self.decode_sec else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """All fields and what is computed from them, as ``json.dumps`` takes them.
+
+        A ``value`` of a pydantic model is written as that model writes JSON.
+        """
+        value = self.value.model_dump(mode="json") if hasattr(self.value, "model_dump") else self.value
+        computed = ("answer_tokens", "ttft_sec", "total_sec", "prefill_tokens_per_sec", "decode_tokens_per_sec")
+        return {
+            **{field.name: getattr(self, field.name) for field in fields(self)},
+            "token_ids": list(self.token_ids),
+            "value": value,
+            "logprobs": None if self.logprobs is None else list(self.logprobs),
+            "probabilities": None if self.probabilities is None else dict(self.probabilities),
+            **{name: getattr(self, name) for name in computed},
+        }
+
+    def __repr__(self) -> str:
+        value = "" if self.value is None else f", value={shown(self.value)}"
+        return (
+            f"Reply({shown(self.text)}, {self.finish_reason!r}{value}, {self.image_tokens} image and "
+            f"{self.prompt_tokens} prompt tokens ({self.cached_tokens} cached), {self.answer_tokens} answer tokens, "
+            f"ttft {self.ttft_sec:.3f} s, {self.decode_tokens_per_sec:.1f} tokens a second)"
+        )
 
 
 class Stream(Iterator[str]):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vz_edge.arguments import number, whole
 from vz_edge.errors import RequestError
 
 
@@ -29,14 +30,14 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
-            raise RequestError(f"temperature {self.temperature} is impossible; expected 0 (greedy) or more")
-        if self.top_k < 0:
-            raise RequestError(f"top_k {self.top_k} is impossible; expected 0 (all candidates) or more")
-        if not 0 < self.top_p <= 1:
+        zero_or_more = "0 (greedy) or more"
+        if not 0 <= number("temperature", self.temperature, zero_or_more) < float("inf"):
+            raise RequestError(f"temperature {self.temperature} is impossible; expected {zero_or_more}")
+        whole("top_k", self.top_k)
+        if not 0 < number("top_p", self.top_p, "more than 0, at most 1") <= 1:
             raise RequestError(f"top_p {self.top_p} is impossible; expected more than 0, at most 1")
-        if self.seed is not None and self.seed < 0:
-            raise RequestError(f"seed {self.seed} is impossible; expected 0 or more, or none for a new one each time")
+        if self.seed is not None:
+            whole("seed", self.seed, most=2**64 - 1)
 
 
 def sample(logits: np.ndarray, settings: Sampling, rng: np.random.Generator) -> int:
@@ -55,7 +56,8 @@ def distribution(logits: np.ndarray, settings: Sampling) -> tuple[np.ndarray, np
         ids = np.argpartition(-logits, settings.top_k - 1)[: settings.top_k]
     ids = ids[np.argsort(-logits[ids], kind="stable")]
     shifted = logits[ids].astype(np.float64) - float(logits[ids[0]])  # the largest becomes 0: exp cannot overflow
-    probabilities = np.exp(shifted / settings.temperature)
+    with np.errstate(over="ignore"):  # at a temperature near 0: minus infinity, which is probability 0
+        probabilities = np.exp(shifted / float(settings.temperature))
     probabilities /= probabilities.sum()
     if settings.top_p < 1:
         before = np.cumsum(probabilities) - probabilities

@@ -19,12 +19,17 @@ from __future__ import annotations
 import copy
 import logging
 import time
+import weakref
 from collections.abc import Generator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vz_edge.arguments import flag, whole
+from vz_edge.arguments import text as checked_text
+from vz_edge.device.closed import CLOSED_SESSION
 from vz_edge.device.image import ImageSource
 from vz_edge.device.options import AskOptions
 from vz_edge.device.pipeline import CheckedQuestion, Picture, Pipeline, Spent, common_start
@@ -93,10 +98,16 @@ class Session:
     CPU only for those that were read. An error, or a stream that is not read to its end, leaves the session as it was.
     """
 
-    def __init__(self, pipeline: Pipeline, system: str | None = None, max_context: int | None = None) -> None:
-        """As ``EdgeModel.session``, which is the way to make one."""
-        if max_context is not None and max_context < 1:
-            raise RequestError(f"max_context {max_context} is impossible; expected 1 or more")
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        system: str | None = None,
+        max_context: int | None = None,
+        siblings: weakref.WeakSet[Session] | None = None,
+    ) -> None:
+        """As ``EdgeModel.session``, which is the way to make one; it closes ``siblings`` with the model."""
+        max_context = None if max_context is None else whole("max_context", max_context, 1)
+        system = None if system is None else checked_text("system", system)
         self.context_length = min(pipeline.context_length, max_context or pipeline.context_length)
         self._pipeline = replace(pipeline, context_length=self.context_length)
         self._open: Generator[str, None, Reply] | None = None
@@ -107,6 +118,30 @@ class Session:
         self._conversation = conversation
         self._start: list[Item] | None = None  # what all its prompts begin with; None until it is needed
         self._turn_to(conversation)
+        self._siblings = weakref.WeakSet[Session]() if siblings is None else siblings
+        self._siblings.add(self)
+
+    def close(self) -> None:
+        """Give back the KV cache. Whatever is asked of the session afterwards raises a RequestError."""
+        with suppress(ValueError):  # another thread is just generating: its answer ends with that error
+            self._end_stream()
+        self._pipeline = self._context = CLOSED_SESSION
+        self._read, self._start, self._conversation = [], None, _Conversation()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        if self._pipeline is CLOSED_SESSION:
+            return "<Session: closed>"
+        turns = sum(message["role"] == "assistant" for message in self._conversation.messages)
+        return (
+            f"<Session: {len(self._conversation.pictures)} picture(s), {turns} turn(s), {self._context.length} of "
+            f"{self.context_length} tokens read>"
+        )
 
     def look(self, image: ImageSource | VisionResult, *, add: bool = False, tokens: int | None = None) -> Look:
         """Take in a picture: encode it, and read the prompt up to and including it.
@@ -117,7 +152,7 @@ class Session:
         and ContextLengthError before the picture is encoded where no question about it would fit.
         """
         self._end_stream()
-        before = self._conversation if add else self._conversation.before_last_picture()
+        before = self._conversation if flag("add", add) else self._conversation.before_last_picture()
         conversation = before.shown(image)
         question = self._check(conversation, tokens)
         pictures, vision_sec = self._pipeline.look(question)
@@ -157,7 +192,8 @@ class Session:
         A stream ends when the session is used for something else, and a turn is kept only if it was read to its end.
         """
         self._end_stream()
-        asked = self._conversation.asked(question)
+        keep = flag("keep", keep)
+        asked = self._conversation.asked(checked_text("the question", question))
         checked = self._pipeline.questions(asked.pictures, [asked.messages], **options)[0]
         self._open = self._answer(checked, asked if keep else None)
         return Stream(self._open)
@@ -171,6 +207,7 @@ class Session:
         self._end_stream()
         branch = copy.copy(self)
         branch._context = self._context.fork()
+        self._siblings.add(branch)
         return branch
 
     def _answer(self, question: CheckedQuestion, kept: _Conversation | None) -> Generator[str, None, Reply]:

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from vz_edge.arguments import shown
 from vz_edge.budget import TokenBudget
 from vz_edge.bundle import Manifest
 from vz_edge.device.image import ImageSource, Tiles, load_image, make_tiles, vanilla_token_order
 from vz_edge.device.mapped import MappedWeights
 from vz_edge.device.memory_check import QUESTION_TOKENS, is_short, memory_need, release_rule, spare_memory_bytes
-from vz_edge.device.runtime import CPU, import_onnxruntime, open_session
+from vz_edge.device.runtime import CPU, Provider, import_onnxruntime, open_session, provider_name
 from vz_edge.errors import CorruptBundleError
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class VisionResult:
     """A picture as the decoder takes it.
 
@@ -48,6 +49,16 @@ class VisionResult:
     original_size: tuple[int, int]
     scores: np.ndarray | None = None
     merged: np.ndarray | None = None
+
+    def __repr__(self) -> str:
+        names = ("features", "kept", "scores", "merged")
+        arrays = {name: getattr(self, name) for name in names}
+        written = [f"{name}={_array_repr(array)}" for name, array in arrays.items() if array is not None]
+        return f"VisionResult({', '.join(written)}, grid={self.grid}, original_size={self.original_size})"
+
+
+def _array_repr(array: object) -> str:
+    return f"{array.dtype}{list(array.shape)}" if isinstance(array, np.ndarray) else shown(array)
 
 
 class Vision(Protocol):
@@ -101,7 +112,7 @@ class VisionEncoder:
         cls,
         folder: Path,
         manifest: Manifest,
-        providers: Sequence[str],
+        providers: Sequence[Provider],
         threads: int | None,
         release_memory: bool | None = None,
     ) -> VisionEncoder:
@@ -109,7 +120,7 @@ class VisionEncoder:
 
         Raises CorruptBundleError or ProviderError.
         """
-        on_cpu = providers[0] == CPU
+        on_cpu = provider_name(providers[0]) == CPU
         need = memory_need(folder, manifest, QUESTION_TOKENS)
         spare_bytes = spare_memory_bytes(need)
         keeps = not on_cpu or release_memory is False

@@ -2,7 +2,7 @@
 
 ``peak_rss_bytes``  highest resident memory of the process in the stage (VmHWM)
 ``pss_bytes``       its proportional set size when the stage ends
-``gpu_bytes``       its memory on the graphics cards when the stage ends (NVML)
+``gpu_bytes``       its memory on the graphics card that it runs on when the stage ends (NVML)
 ``unified_bytes``   what the system's available memory fell by, on a Jetson, whose GPU allocations are in no process's
                     resident memory
 
@@ -19,7 +19,7 @@ from typing import Literal, get_args
 from vz_edge.device import nvml
 from vz_edge.device.machine import l4t_release
 from vz_edge.device.memory_check import available_memory_bytes
-from vz_edge.device.runtime import CPU
+from vz_edge.device.runtime import CPU, Provider, device_of, provider_name
 from vz_edge.profiling.process_memory import memory_bytes, pss_bytes, reset_peak
 
 MemoryKind = Literal["peak_rss_bytes", "pss_bytes", "gpu_bytes", "unified_bytes"]
@@ -51,23 +51,24 @@ class SharedMemory:
 class MemoryMeter:
     """Reads memory stage by stage; ``notes`` say what could not be measured, or only in another way."""
 
-    def __init__(self, provider: str, root: Path = Path("/")) -> None:
+    def __init__(self, provider: Provider, root: Path = Path("/")) -> None:
+        self._device, on_cpu = device_of(provider), provider_name(provider) == CPU
         self.notes: list[str] = []
         self._shared: tuple[MemoryKind, SharedMemory] | None = None
         self._asks_nvml = False
-        if provider != CPU and l4t_release(root) is not None:
+        if not on_cpu and l4t_release(root) is not None:
             self._shared = "unified_bytes", SharedMemory(lambda: -(available_memory_bytes(CPU, root) or 0))
-        elif provider != CPU:
+        elif not on_cpu:
             self._prepare_gpu()
 
     def _prepare_gpu(self) -> None:
         if reason := nvml.missing():
             self.notes.append(f"GPU memory was not measured: {reason}")
-        elif nvml.used_bytes() is None:
+        elif nvml.used_bytes(self._device) is None:
             self.notes.append("GPU memory was not measured: NVML does not tell it for this GPU")
         else:
             self._asks_nvml = True
-            self._shared = "gpu_bytes", SharedMemory(lambda: nvml.used_bytes() or 0)
+            self._shared = "gpu_bytes", SharedMemory(lambda: nvml.used_bytes(self._device) or 0)
 
     def begin_turn(self) -> None:
         """Loading or a round starts; other processes wait."""
@@ -95,7 +96,7 @@ class MemoryMeter:
 
     def _ask_nvml(self, found: dict[MemoryKind, int]) -> None:
         """Replace the difference of the whole card's memory by NVML's own figure for this process, where it has one."""
-        if (own := nvml.process_bytes()) is not None:
+        if (own := nvml.process_bytes(self._device)) is not None:
             found["gpu_bytes"] = own
         else:
             self._note("NVML does not list this process: its GPU memory is the change of the whole card's")

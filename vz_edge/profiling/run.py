@@ -20,7 +20,7 @@ from vz_edge.device.backend import choose_backend
 from vz_edge.device.image import token_count
 from vz_edge.device.machine import l4t_release
 from vz_edge.device.memory_check import available_memory_bytes, check_memory, memory_need
-from vz_edge.device.runtime import physical_cores
+from vz_edge.device.runtime import on_device, physical_cores, provider_name
 from vz_edge.errors import RequestError
 from vz_edge.profiling.environment import RUN_PACKAGES, TORCH_PACKAGES, Environment, busy_percent, environment
 from vz_edge.profiling.measure import QUESTION
@@ -45,7 +45,7 @@ class RunOptions:
     """What a user may choose; None takes what ``plan_run`` finds best.
 
     ``picture_size`` is (width, height) in pixels: by default one that gives the most tiles. ``providers``, ``threads``
-    and ``release_memory`` are as in ``EdgeModel.load``.
+    and ``release_memory`` are as in ``EdgeModel.load``; ``device_id`` is its ``device``.
     """
 
     runs: int = 5
@@ -53,6 +53,7 @@ class RunOptions:
     picture_size: tuple[int, int] | None = None
     providers: tuple[str, ...] | None = None
     threads: int | None = None
+    device_id: int | None = None
     release_memory: bool | None = None
 
 
@@ -67,13 +68,14 @@ class PlannedBundle:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """Everything that can be wrong has been checked. ``providers`` are as in RunOptions."""
+    """Everything that can be wrong has been checked. ``providers`` and ``device_id`` are as in RunOptions."""
 
     bundles: tuple[PlannedBundle, ...]
     settings: Settings
     providers: tuple[str, ...] | None
     runs: int
     environment: Environment
+    device_id: int | None = None
 
 
 def plan_run(folders: Sequence[Path], options: RunOptions) -> RunPlan:
@@ -92,15 +94,15 @@ def plan_run(folders: Sequence[Path], options: RunOptions) -> RunPlan:
     manifests = [read_manifest(folder) for folder in folders]
     size = options.picture_size or largest_picture([manifest.model for manifest in manifests])
     bundles = [
-        PlannedBundle(folder, manifest, _identity(folder, manifest, options.providers))
+        PlannedBundle(folder, manifest, _identity(folder, manifest, options))
         for folder, manifest in zip(folders, manifests, strict=True)
     ]
-    _check_memory(bundles, size, options.answer_tokens)
+    _check_memory(bundles, size, options)
     threads = options.threads or physical_cores()
     settings = Settings(size, QUESTION, options.answer_tokens, threads, options.release_memory)
     in_torch = any(manifest.format == "bnb" for manifest in manifests)
     machine = environment((*RUN_PACKAGES, *TORCH_PACKAGES) if in_torch else RUN_PACKAGES)
-    return RunPlan(tuple(bundles), settings, options.providers, options.runs, machine)
+    return RunPlan(tuple(bundles), settings, options.providers, options.runs, machine, options.device_id)
 
 
 def largest_picture(models: Sequence[ModelSpec]) -> tuple[int, int]:
@@ -183,13 +185,13 @@ def bundle_run(
     )
 
 
-def _identity(folder: Path, manifest: Manifest, providers: Sequence[str] | None) -> Identity:
-    backend = choose_backend(folder, manifest, providers, "onnx")
-    vision = backend.vision_providers
-    assert vision is not None, "vision is measured in ONNX Runtime"
+def _identity(folder: Path, manifest: Manifest, options: RunOptions) -> Identity:
+    backend = choose_backend(folder, manifest, options.providers, "onnx", 0, options.device_id)
+    assert backend.vision_providers is not None, "vision is measured in ONNX Runtime"
+    vision = tuple(map(provider_name, backend.vision_providers))
     known = (manifest.name, manifest.target, manifest.weights, manifest.budget)
     if manifest.format == "bnb":
-        return Identity(*known, (backend.provider,), vision)
+        return Identity(*known, (provider_name(backend.provider),), vision)
     return Identity(*known, vision)
 
 
@@ -199,19 +201,19 @@ def _split(identity: Identity) -> list[str]:
     return [] if vision == language else [f"the language model ran on {language}, vision on {vision}"]
 
 
-def _check_memory(bundles: Sequence[PlannedBundle], size: tuple[int, int], answer_tokens: int) -> None:
+def _check_memory(bundles: Sequence[PlannedBundle], size: tuple[int, int], options: RunOptions) -> None:
     """All bundles on one provider are loaded at once; the prompt's few tokens are not counted."""
     for provider in {bundle.identity.providers[0] for bundle in bundles}:
         needs = [
             memory_need(
                 bundle.folder,
                 bundle.manifest,
-                token_count(size, bundle.manifest.model, bundle.manifest.budget) + answer_tokens,
+                token_count(size, bundle.manifest.model, bundle.manifest.budget) + options.answer_tokens,
             )
             for bundle in bundles
             if bundle.identity.providers[0] == provider
         ]
-        check_memory(needs, available_memory_bytes(provider))
+        check_memory(needs, available_memory_bytes(on_device(provider, options.device_id)))
 
 
 def _command(bundle: PlannedBundle, plan: RunPlan) -> list[str]:
@@ -220,6 +222,8 @@ def _command(bundle: PlannedBundle, plan: RunPlan) -> list[str]:
         options.append("--release-memory" if plan.settings.release_memory else "--keep-memory")
     if plan.providers is not None:
         options += ["--providers", *plan.providers]
+    if plan.device_id is not None:
+        options += ["--device-id", str(plan.device_id)]
     return [sys.executable, "-m", "vz_edge.profiling.measure", str(bundle.folder), *options]
 
 

@@ -136,12 +136,13 @@ def main(
     tokens: Annotated[int | None, typer.Option(envvar="VZ_EDGE_TOKENS", help="As for 'vz-edge run'.")] = None,
     system: Annotated[str | None, typer.Option(envvar="VZ_EDGE_SYSTEM", help="What the model is told first.")] = None,
     provider: Annotated[list[str] | None, typer.Option(envvar="VZ_EDGE_PROVIDER", help="As for 'vz-edge run'.")] = None,
+    device_id: Annotated[int | None, typer.Option(envvar="VZ_EDGE_DEVICE_ID", help="As for 'vz-edge run'.")] = None,
     threads: Annotated[int | None, typer.Option(envvar="VZ_EDGE_THREADS", help="As for 'vz-edge run'.")] = None,
     max_context: Annotated[int | None, typer.Option(envvar="VZ_EDGE_MAX_CONTEXT", help="As for 'vz-edge run'.")] = None,
 ) -> None:
     """Be a node of a dora dataflow: input image, and question if it is connected; output answers."""
     try:
-        model = EdgeModel.load(bundle, providers=provider, threads=threads, max_context=max_context)
+        model = EdgeModel.load(bundle, provider, threads, max_context, device=device_id)
         asked = [question_of(line) for line in questions.splitlines() if line.strip()]
         run(_connect(), model, asked, CameraSettings(every, deadline, unchanged_below, system, tokens))
     except VzEdgeError as error:

@@ -54,6 +54,7 @@ def decode(data: bytes) -> Image.Image:
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            image.load()
             return load_image(image)
     except ImageError:
         raise

@@ -35,6 +35,7 @@ PARAMETERS: dict[str, Any] = {
     "tokens": 0,
     "system": "",
     "provider": "",
+    "device_id": 0,
     "threads": 0,
     "max_context": 0,
 }
@@ -86,6 +87,7 @@ def node_class() -> type[LifecycleNode]:
                     providers=[given["provider"]] if given["provider"] else None,
                     threads=given["threads"],
                     max_context=given["max_context"],
+                    device=given["device_id"],
                 )
             except VzEdgeError as error:
                 return self._failure(error)

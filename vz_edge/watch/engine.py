@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from typing import cast
 
+from vz_edge.arguments import shown
 from vz_edge.device.image import Tiles
 from vz_edge.device.model import EdgeModel
 from vz_edge.device.options import AskOptions
@@ -52,7 +54,7 @@ class Engine:
         self,
         model: EdgeModel,
         session: Session,
-        questions: Sequence[Question],
+        questions: str | Sequence[Question],
         tokens: int | None,
         deadline: float | None,
         unchanged_below: float | None,
@@ -78,11 +80,19 @@ class Engine:
         """Wait for the turn, and have it meanwhile; a question ``of_the_moment`` goes before the next frame."""
         return self._turns.take(urgent=of_the_moment)
 
+    @property
+    def question_count(self) -> int:
+        """How many questions are asked about each frame."""
+        return len(self._questions)
+
     def answer(self, taken: Taken) -> Result:
-        """The result of a frame; this package's errors are in it. Raises Cancelled, and others."""
+        """The result of a frame; this package's errors are in it.
+
+        Raises Cancelled, RequestError where the model was closed, and others.
+        """
         return self._result(taken, self._questions, of_the_moment=False)
 
-    def ask(self, reading: Reading, questions: Sequence[Question]) -> Result:
+    def ask(self, reading: Reading, questions: str | Sequence[Question]) -> Result:
         """The answers to questions of the moment about a frame, which was not dropped for them.
 
         It is not looked at again where it is the one that the KV cache holds, and ``answer`` does not look at it again.
@@ -93,6 +103,7 @@ class Engine:
         return self._result(Taken(reading, 0, self._clock()), asked, of_the_moment=True)
 
     def _result(self, taken: Taken, questions: Sequence[tuple[str, AskOptions]], of_the_moment: bool) -> Result:
+        self._model.check_open()
         reading = taken.reading
         due = math.inf if self._deadline is None else taken.monotonic_sec + self._deadline
         seconds: defaultdict[str, float] = defaultdict(float)
@@ -189,12 +200,27 @@ class Engine:
         return stream.reply
 
 
-def _checked(model: EdgeModel, questions: Sequence[Question]) -> list[tuple[str, AskOptions]]:
-    """Questions with their options. Raises RequestError for what is wrong with one."""
-    pairs = [(asked, AskOptions()) if isinstance(asked, str) else asked for asked in questions]
+def _checked(model: EdgeModel, questions: str | Sequence[Question]) -> list[tuple[str, AskOptions]]:
+    """Questions with their options; a string is one question. Raises RequestError for what is wrong with one."""
+    asked = [questions] if isinstance(questions, str) else questions
+    if not isinstance(asked, (list, tuple)):
+        raise RequestError(f"questions {shown(questions)} are not understood; expected a question, or a list of them")
+    pairs = [_pair(question) for question in asked]
     for question, options in pairs:
         model.stream(None, question, **options)  # raises what is wrong with it, and begins nothing
     return pairs
+
+
+def _pair(question: object) -> tuple[str, AskOptions]:
+    if isinstance(question, str):
+        return question, AskOptions()
+    words, options = question if isinstance(question, (list, tuple)) and len(question) == 2 else (None, None)
+    if not isinstance(words, str) or not isinstance(options, Mapping):
+        raise RequestError(
+            f"the question {shown(question)} is not understood; expected a string, or a string and its options as in "
+            "('Is the door open?', {'max_new_tokens': 5})"
+        )
+    return words, cast(AskOptions, dict(options))
 
 
 def _repeatable(options: AskOptions, reply: Reply) -> bool:

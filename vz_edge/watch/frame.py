@@ -11,14 +11,15 @@ from typing import Literal
 
 import numpy as np
 
+from vz_edge.arguments import one_of, shown
 from vz_edge.device.image import ImageSource
-from vz_edge.errors import ImageError
+from vz_edge.errors import ImageError, VzEdgeError
 
 Color = Literal["rgb", "bgr", "gray"]
 COLORS: tuple[Color, ...] = ("rgb", "bgr", "gray")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Frame:
     """One picture of a stream.
 
@@ -33,11 +34,28 @@ class Frame:
     stamp_sec: float | None = None
     id: str | int | None = None
 
+    def __repr__(self) -> str:
+        picture = self.picture
+        what = f"{picture.dtype}{list(picture.shape)}" if isinstance(picture, np.ndarray) else shown(picture)
+        return f"Frame({what}, {self.color!r}, stamp_sec={self.stamp_sec}, id={self.id!r})"
+
 
 def picture_of(frame: Frame) -> ImageSource:
     """The frame's picture as ``EdgeModel.ask`` takes it. Raises ImageError."""
-    picture = frame.picture() if callable(frame.picture) else frame.picture
+    one_of("the color of a frame", frame.color, COLORS)
+    picture = _made(frame.picture) if callable(frame.picture) else frame.picture
     return _rgb(picture, frame.color) if isinstance(picture, np.ndarray) else picture
+
+
+def _made(make: Callable[[], ImageSource]) -> ImageSource:
+    try:
+        return make()
+    except VzEdgeError:
+        raise
+    except Exception as error:  # of the source's own code, about this frame: the next one may be whole
+        raise ImageError(
+            f"the frame's picture could not be made ({type(error).__name__}: {error}); expected one, or an ImageError"
+        ) from error
 
 
 def _rgb(array: np.ndarray, color: Color) -> np.ndarray:

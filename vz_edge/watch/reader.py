@@ -22,6 +22,7 @@ from vz_edge.watch.source import Source
 Clock = Callable[[], float]
 # Stamps of a day's clock are exact to 0.24 us as floats; a frame that is just due must not be passed over for that.
 STAMP_ERROR_SEC = 1e-6
+LONGEST_WAIT_SEC = 3600.0  # then it is looked at the clock again; a lock waits no longer than threading.TIMEOUT_MAX
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +124,7 @@ class Slot:
         """Wait until the clock says ``until``, or less where no more frames are wanted."""
         with self._changed:
             while not self._closed and (left := until - self._clock()) > 0:
-                self._changed.wait(left)
+                self._changed.wait(min(left, LONGEST_WAIT_SEC))
 
     def wait(self, stalled_after: float | None) -> None:
         """Return when ``take`` would not wait. Raises SourceError where no frame came for ``stalled_after`` seconds."""
@@ -134,7 +135,7 @@ class Slot:
                     raise SourceError(
                         f"the source gave no frame for {stalled_after:g} s; check the camera, or raise stalled_after"
                     )
-                self._changed.wait(None if left == math.inf else left)
+                self._changed.wait(None if left == math.inf else min(left, LONGEST_WAIT_SEC))
 
     def take(self, stalled_after: float | None) -> Taken | None:
         """The frame that waits, or else the next one; None at the end.

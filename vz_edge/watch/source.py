@@ -7,13 +7,14 @@ A source is "live" (frames come whether or not anyone is ready: the newest count
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal, Protocol, cast
 
 import numpy as np
 
+from vz_edge.arguments import one_of
 from vz_edge.device.image import ImageSource
 from vz_edge.errors import RequestError
 from vz_edge.watch.bag import BagSource, is_bag
@@ -38,6 +39,8 @@ class Source(Protocol):
         """
 
 
+# What can be iterated over and is no stream of pictures: letters, bytes, rows, names.
+NO_FRAMES = (str, bytes, bytearray, memoryview, np.ndarray, Mapping)
 AnySource = Source | Iterable[Frame | ImageSource] | str | Path | int
 
 
@@ -67,16 +70,15 @@ def open_source(source: AnySource, color: Color = "rgb") -> Source:
     A list or tuple is recorded, since it is all there; other iterables are live. ``color`` is for arrays of an
     iterable, the other sources know theirs. Nothing is opened yet. Raises RequestError.
     """
-    if color not in COLORS:
-        raise RequestError(f"color {color!r} is unknown; expected one of: {', '.join(COLORS)}")
+    one_of("color", color, COLORS)
     own = cast(Source, source) if hasattr(source, "frames") and hasattr(source, "delivery") else None
-    if own is None and isinstance(source, Iterable) and not isinstance(source, (str, np.ndarray)):
+    if own is None and isinstance(source, Iterable) and not isinstance(source, NO_FRAMES):
         return IteratorSource(source, color, "recorded" if isinstance(source, (list, tuple)) else "live")
     if color != "rgb":
         raise RequestError(f"color={color!r} is for arrays of an iterable; this source knows its own, leave color out")
     if own is not None:
         return own
-    if isinstance(source, int):
+    if isinstance(source, int) and not isinstance(source, bool):
         return VideoSource(source)
     if isinstance(source, (str, Path)):
         if is_bag(Path(source)):

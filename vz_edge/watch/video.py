@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator
 from pathlib import Path
 from types import ModuleType
@@ -31,7 +32,7 @@ class VideoSource:
     def frames(self) -> Generator[Frame, None, None]:
         """As Source.frames. A live source that gives no more frames ends with a SourceError, a file just ends."""
         cv2 = import_cv2()
-        if self._file and not Path(self._source).is_file():  # type: ignore[arg-type]
+        if self._file and not os.path.isfile(self._source):
             raise SourceError(f"{self._source} does not exist; expected a video file, a folder of pictures or a bag")
         pipeline = isinstance(self._source, str) and "!" in self._source
         target = self._source if isinstance(self._source, int) else str(self._source)
@@ -75,4 +76,7 @@ def _is_stream(source: str) -> bool:
 
 
 def _is_device(path: Path) -> bool:
-    return path.is_char_device()
+    try:
+        return path.is_char_device()
+    except OSError:  # the name is longer than a file's can be
+        return False

@@ -11,6 +11,7 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from vz_edge.arguments import number, shown
 from vz_edge.errors import RequestError
 from vz_edge.metrics import Metrics
 from vz_edge.watch.engine import NO_QUESTIONS, Cancelled, Engine, Question
@@ -26,13 +27,14 @@ if TYPE_CHECKING:
 # A camera's next frame comes sooner; a source that blocks for longer is left behind with a warning.
 CLOSE_SEC = 5.0
 MISSES_TO_WARN = 10
+POSITIVE = "a number above 0, or none"
 
 
-def check_positive(**settings: float | None) -> None:
-    """Raise RequestError for the first of a watch's settings that is given and not above 0."""
+def check_positive(**settings: object) -> None:
+    """Raise RequestError for the first of a watch's settings that is given and not a number above 0."""
     for name, value in settings.items():
-        if value is not None and not value > 0:
-            raise RequestError(f"{name} {value} is impossible; expected more than 0, or none")
+        if value is not None and not number(name, value, POSITIVE) > 0:
+            raise RequestError(f"{name} {shown(value)} is impossible; expected {POSITIVE}")
 
 
 class Watch(Iterator[Result], AsyncIterator[Result]):
@@ -47,7 +49,7 @@ class Watch(Iterator[Result], AsyncIterator[Result]):
         self,
         model: EdgeModel,
         source: Source,
-        questions: Sequence[Question],
+        questions: str | Sequence[Question],
         *,
         every: float | None = None,
         deadline: float | None = None,
@@ -61,10 +63,10 @@ class Watch(Iterator[Result], AsyncIterator[Result]):
     ) -> None:
         """As ``EdgeModel.watch``, which is the way to make one."""
         check_positive(every=every, deadline=deadline, unchanged_below=unchanged_below, stalled_after=stalled_after)
+        if metrics is not None and not isinstance(metrics, Metrics):
+            raise RequestError(f"metrics {shown(metrics)} is no registry; expected vz_edge.metrics.Metrics, or none")
         self.metrics = metrics or Metrics()
         self._counted = WatchMetrics(self.metrics)
-        if not questions:
-            raise RequestError(NO_QUESTIONS)
         self._slot = slot = Slot(source.delivery == "recorded", self._counted.frames, clock)
         self._engine = Engine(
             model,
@@ -76,6 +78,8 @@ class Watch(Iterator[Result], AsyncIterator[Result]):
             lambda: slot.closed,
             clock,
         )
+        if not self._engine.question_count:
+            raise RequestError(NO_QUESTIONS)
         # Neither the thread nor the slot knows the watch: one that is forgotten is collected, and its reader ends.
         self._reader = threading.Thread(
             target=read, args=(source, slot, every, clock), name="vz-edge-watch", daemon=True
@@ -151,6 +155,9 @@ class Watch(Iterator[Result], AsyncIterator[Result]):
                     RuntimeWarning,
                     stacklevel=2,
                 )
+
+    def __repr__(self) -> str:
+        return f"<Watch: {self._engine.question_count} question(s){', closed' if self._slot.closed else ''}>"
 
     def __enter__(self) -> Watch:
         return self
