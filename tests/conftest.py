@@ -26,7 +26,6 @@ def pytest_configure() -> None:
     os.umask(0o022)
 
 
-
 @pytest.fixture(scope="session")
 def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded model, exported as `make demo` does it."""

@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vz_edge.arguments import read_text
 from vz_edge.errors import ServeError
 
 TOKEN_VARIABLE = "VZ_EDGE_TOKEN"
@@ -60,7 +61,7 @@ def read_token(file: Path | None) -> str | None:
     """
     if file is not None:
         try:
-            token, source = file.read_text(encoding="utf-8").strip(), str(file)
+            token, source = read_text(file).strip(), str(file)
         except (OSError, UnicodeDecodeError) as error:
             raise ServeError(f"the token file {file} cannot be read ({error}); expected a text file") from error
     elif TOKEN_VARIABLE in os.environ:
