@@ -24,6 +24,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -78,12 +79,13 @@ def frame_of(value: pyarrow.Array, metadata: Mapping[str, Any]) -> Frame:
     The encoding is rgb8, bgr8, mono8 or that of a file, as jpeg. The stamp is when the message was sent. What is
     wrong with the picture is raised when the frame is answered.
     """
-    color = ENCODINGS.get(str(metadata.get("encoding")), "rgb")
+    encoding, sent, frame_id = (metadata.get(name) for name in ("encoding", "timestamp", "frame_id"))
+    color = ENCODINGS.get(encoding, "rgb") if isinstance(encoding, str) else "rgb"
     return Frame(
         functools.partial(_picture, value, metadata),
         color,
-        stamp_sec=metadata["timestamp"].timestamp(),
-        id=metadata.get("frame_id"),
+        stamp_sec=sent.timestamp() if isinstance(sent, datetime) else None,
+        id=frame_id if isinstance(frame_id, (str, int)) else None,
     )
 
 
