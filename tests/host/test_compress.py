@@ -23,6 +23,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaModel, LlavaNextModel
 
 import vz_edge
+from tests.contract.junk import FIXED, settle
 from tests.golden_cases import CHECKPOINTS, GOLDEN, NEAR_TIES, cases, golden_tiles, model_spec
 from tests.host.compressing import (
     FAMILIES,
@@ -298,6 +299,17 @@ def test_an_impossible_budget(plain: Plain) -> None:
     for tokens in (0, -5, 1000):
         with pytest.raises(BudgetError, match=rf"^tokens {tokens} is impossible .*nearest: \d+$"):
             vz_edge.compress(model, plain.processor, tokens)
+    assert set(vars(model.model)) == set(vars(plain.model.model))
+
+
+def test_arguments_of_wrong_types_change_nothing(plain: Plain) -> None:
+    model = copy.deepcopy(plain.model)
+    for make in FIXED:
+        for name in ("tokens", "processor", "model"):
+            given = {"model": model, "processor": plain.processor, "tokens": 12} | {name: make()}
+            error = settle(lambda given=given: vz_edge.compress(**given))
+            assert isinstance(error, vz_edge.VzEdgeError)
+        assert isinstance(settle(lambda make=make: vz_edge.restore(make())), CompressionError)
     assert set(vars(model.model)) == set(vars(plain.model.model))
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from vz_edge.arguments import MOST, shown
 from vz_edge.budget import split_tokens
 from vz_edge.device.process import one_line
 from vz_edge.errors import BudgetError, CompressionError, DependencyError, UnsupportedModelError
@@ -101,9 +102,10 @@ def _compression(family: str, config: Any, tokens: Any) -> Compression:
     """Read what matters of the model's config. Raises UnsupportedModelError, BudgetError."""
     require("vision_config.model_type", config.vision_config.model_type, *TOWER_TYPES)
     require("vision_feature_select_strategy", config.vision_feature_select_strategy, "default")
-    if isinstance(tokens, bool) or not isinstance(tokens, int):
+    if isinstance(tokens, bool) or not isinstance(tokens, int) or abs(tokens) > MOST:
+        given = shown(tokens)
         raise BudgetError(
-            f"tokens={tokens!r}: expected a whole number (int), the total of a picture; a model with all tokens is the "
+            f"tokens={given}: expected a whole number (int), the total of a picture; a model with all tokens is the "
             "one that was not compressed"
         )
     tower = tower_spec(config.vision_config)
