@@ -7,6 +7,7 @@ import pytest
 
 from vz_edge.bundle import (
     FORMAT_VERSION,
+    READABLE_VERSIONS,
     MANIFEST,
     ImageSpec,
     Manifest,
@@ -102,9 +103,10 @@ def test_a_broken_manifest_is_corrupt(bundle: Path, text: str) -> None:
 
 def test_a_newer_format_is_refused_with_both_versions(bundle: Path) -> None:
     data = json.loads((bundle / MANIFEST).read_text())
-    data["format_version"] = FORMAT_VERSION + 1
+    newest = max(READABLE_VERSIONS)
+    data["format_version"] = newest + 1
     (bundle / MANIFEST).write_text(json.dumps(data))
-    with pytest.raises(BundleVersionError, match=f"format {FORMAT_VERSION + 1}.*reads up to format {FORMAT_VERSION}"):
+    with pytest.raises(BundleVersionError, match=f"format {newest + 1}.*reads up to format {newest}"):
         read_manifest(bundle)
 
 

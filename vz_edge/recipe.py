@@ -83,6 +83,9 @@ class ModelSpec:
 
     ``grid_pinpoints`` are the anyres resolutions as (height, width) in pixels; empty for a family without a
     grid. ``feature_layer`` indexes the tower's hidden states as transformers does (-2: input of the last layer).
+    Where the projector reads several of them side by side, ``feature_layers`` has all in its order, and
+    ``feature_layer`` is the deepest, whose attention ranks the tokens. With all tokens the decoder gets CLS too where
+    ``cls_is_token``; a budget always keeps it. ``projector_bias``: whether the projector's layers have biases.
     """
 
     family: Literal["llava", "llava_next"]
@@ -92,6 +95,24 @@ class ModelSpec:
     feature_layer: int = -2
     projector_activation: Literal["gelu"] = "gelu"
     grid_pinpoints: tuple[tuple[int, int], ...] = ()
+    feature_layers: tuple[int, ...] = ()
+    cls_is_token: bool = False
+    projector_bias: bool = True
+
+    @property
+    def all_tokens_per_tile(self) -> int:
+        """Tokens of a tile that is not reduced."""
+        return self.tower.patches + self.cls_is_token
+
+    @property
+    def states_read(self) -> tuple[int, ...]:
+        """How many layers of the tower run for each hidden state that the projector reads, in its order."""
+        return tuple(self.tower.layers_before(layer) for layer in self.feature_layers or (self.feature_layer,))
+
+    @property
+    def feature_width(self) -> int:
+        """Numbers of a token that the projector reads."""
+        return len(self.states_read) * self.tower.hidden_size
 
     @property
     def max_tiles(self) -> int:
