@@ -167,7 +167,7 @@ def _memory_plan(
         raise DeviceError(f"{board.name} cannot run what is exported for {target}; give --device {kind}'s profile")
     tiles = model.max_tiles
     image_tokens = all_tokens(model, tiles) if budget is None else budget.total(tiles)
-    per_tile = model.tower.patches if budget is None else budget.per_tile
+    per_tile = model.all_tokens_per_tile if budget is None else budget.per_tile
     question = Question(tiles, image_tokens, per_tile, PROMPT_TOKENS, ANSWER_TOKENS)
     plan = memory_plan(model, weights, question, board, "onnxruntime", selects=budget is not None)
     return {

@@ -32,7 +32,7 @@ except (ImportError, OSError) as error:  # OSError: a build of torch whose libra
 
 from vz_edge.host.compressed_model import Compression, attach, compression_of, detach
 from vz_edge.host.compressed_processor import compressed, uncompressed
-from vz_edge.host.model_config import TOWER_TYPES, feature_layer, require, tower_spec
+from vz_edge.host.model_config import TOWER_TYPES, feature_layers, grid_pinpoints, require, tower_spec
 
 
 class _Classes(NamedTuple):
@@ -100,18 +100,17 @@ def _family(model: Any) -> str:
 def _compression(family: str, config: Any, tokens: Any) -> Compression:
     """Read what matters of the model's config. Raises UnsupportedModelError, BudgetError."""
     require("vision_config.model_type", config.vision_config.model_type, *TOWER_TYPES)
-    require("vision_feature_select_strategy", config.vision_feature_select_strategy, "default")
     if isinstance(tokens, bool) or not isinstance(tokens, int):
         raise BudgetError(
             f"tokens={tokens!r}: expected a whole number (int), the total of a picture; a model with all tokens is the "
             "one that was not compressed"
         )
     tower = tower_spec(config.vision_config)
-    layer = feature_layer(config.vision_feature_layer, tower)
-    pinpoints = tuple((int(height), int(width)) for height, width in getattr(config, "image_grid_pinpoints", ()))
+    states_read = tuple(tower.layers_before(layer) for layer in feature_layers(config.vision_feature_layer, tower))
+    pinpoints = grid_pinpoints(getattr(config, "image_grid_pinpoints", ()), tower.image_size)
     side = tower.image_size
     max_tiles = 1 + max(((height // side) * (width // side) for height, width in pinpoints), default=0)
-    return Compression(family, tower, layer, pinpoints, tokens, split_tokens(tokens, max_tiles, tower.patches))
+    return Compression(family, tower, states_read, pinpoints, tokens, split_tokens(tokens, max_tiles, tower.patches))
 
 
 def _check_processor(processor: Any, config: Any, compression: Compression) -> None:
