@@ -234,10 +234,11 @@ TABLES: dict[str, Fields] = {
     ),
     # processor_config.json
     "processor": Fields(
-        _names("image_processor chat_template image_token vision_feature_select_strategy patch_size"),
+        _names("image_processor chat_template"),
+        refused={"image_token": ("<image>",)},
         without_effect=_BOOKKEEPING
         | _group("says which class", "processor_class")
-        | _group("the model says how many tokens a picture has", "num_additional_image_tokens image_seq_length")
+        | _group("the model says how many tokens a picture has", "num_additional_image_tokens image_seq_length patch_size vision_feature_select_strategy")
         | _group("is no part of a question about a picture", "video_processor feature_extractor audio_tokenizer")
         | _group("has a file of its own", "tokenizer"),
     ),
@@ -290,15 +291,16 @@ TABLES: dict[str, Fields] = {
     # tokenizer_config.json; the tokens and how text is cut are in tokenizer.json, which is taken over as it is
     "tokenizer": Fields(
         _names(
-            "bos_token eos_token unk_token pad_token sep_token cls_token mask_token image_token chat_template "
-            "add_bos_token add_eos_token legacy add_prefix_space"
+            "bos_token eos_token unk_token pad_token sep_token cls_token mask_token chat_template add_bos_token "
+            "add_eos_token"
         ),
+        refused={"image_token": ("<image>",)},
         without_effect=_BOOKKEEPING
         | _group("says which class", "tokenizer_class processor_class backend is_local local_files_only")
         | _group(
             "is in tokenizer.json",
             "added_tokens_decoder additional_special_tokens extra_special_tokens model_specific_special_tokens "
-            "sp_model_kwargs tokenizer_file vocab_file merges_file spaces_between_special_tokens do_lower_case "
+            "legacy add_prefix_space sp_model_kwargs tokenizer_file vocab_file merges_file spaces_between_special_tokens do_lower_case "
             "use_default_system_prompt from_slow add_dummy_prefix_space split_special_tokens errors "
             "pretokenize_regex tokenizer_object fix_mistral_regex",
         )

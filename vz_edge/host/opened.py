@@ -11,9 +11,8 @@ before a family that is not there, a family before a tower that was not found, a
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -21,6 +20,7 @@ from vz_edge.host import precheck
 from vz_edge.host.checkpoint import INDEX, SINGLE, Checkpoint, read_json
 from vz_edge.host.decoder_spec import TOKEN_TABLE
 from vz_edge.host.families import check_family, spec_from_config
+from vz_edge.host.original_llava import is_original
 from vz_edge.host.source import resolve_tower, tower_config
 from vz_edge.recipe import ModelSpec
 
@@ -29,8 +29,7 @@ TOWER_WEIGHT = "vision_tower.embeddings.patch_embedding.weight"
 ROWS_AT_ONCE = 2048
 
 
-@dataclass(frozen=True)
-class Opened:
+class Opened(NamedTuple):
     """``model`` is what transformers would make of ``checkpoint``."""
 
     checkpoint: Checkpoint
@@ -46,7 +45,7 @@ def open_model(folder: Path) -> Opened:
     checkpoint = Checkpoint.open(folder)
     if not checkpoint.has(TOWER_WEIGHT):
         checkpoint = Checkpoint.open(folder, tower=resolve_tower(config, folder))
-    elif "mm_vision_tower" in config:
+    elif is_original(config):
         checkpoint = dataclasses.replace(checkpoint, tower_config=tower_config(config, folder))
     model = spec_from_config(checkpoint.config, checkpoint.tower_config)
     return Opened(checkpoint, _with_own_head(model, checkpoint))
@@ -57,7 +56,7 @@ def read_model(folder: Path) -> ModelSpec:
     if (folder / INDEX).is_file() or (folder / SINGLE).is_file():
         return open_model(folder).model
     config = read_config(folder)
-    return spec_from_config(config, tower_config(config, folder) if "mm_vision_tower" in config else None)
+    return spec_from_config(config, tower_config(config, folder) if is_original(config) else None)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

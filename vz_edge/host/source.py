@@ -83,7 +83,7 @@ def resolve_tower(config: dict[str, Any], folder: Path) -> Path:
     name = config.get("mm_vision_tower")
     if not isinstance(name, str):
         raise CheckpointError(f"{folder} holds no vision tower and its config.json names none (mm_vision_tower)")
-    return _local_tower(name, folder) or download(name)
+    return local_tower(name, folder) or download(name)
 
 
 def tower_config(config: dict[str, Any], folder: Path) -> dict[str, Any] | None:
@@ -94,7 +94,7 @@ def tower_config(config: dict[str, Any], folder: Path) -> dict[str, Any] | None:
     name = config.get("mm_vision_tower")
     if not isinstance(name, str):
         raise CheckpointError(f"{folder}/config.json: mm_vision_tower is {name!r}; expected a repository or a folder")
-    tower = _local_tower(name, folder)
+    tower = local_tower(name, folder)
     if tower is not None and (tower / "config.json").is_file():
         return read_json(tower / "config.json")
     if is_usual_tower(name):
@@ -102,7 +102,8 @@ def tower_config(config: dict[str, Any], folder: Path) -> dict[str, Any] | None:
     return read_json(download(name, ("config.json",)) / "config.json")
 
 
-def _local_tower(name: str, folder: Path) -> Path | None:
+def local_tower(name: str, folder: Path) -> Path | None:
+    """The folder of the tower ``name`` on this machine: in the checkpoint's, as a path, or beside the checkpoint."""
     beside = folder.parent / name.rstrip("/").rsplit("/", maxsplit=1)[-1]
     for candidate in (folder / name, Path(name).expanduser(), beside):
         if candidate.is_dir():

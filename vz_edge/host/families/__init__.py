@@ -21,6 +21,7 @@ from vz_edge.errors import CheckpointError, UnsupportedModelError
 from vz_edge.host import original_llava
 from vz_edge.host.decoder_spec import DECODER_TYPES
 from vz_edge.host.families import llava, llava_next
+from vz_edge.host.fields import check_config, check_original_config
 from vz_edge.recipe import ModelSpec
 
 FAMILIES: dict[str, ModuleType] = {"llava": llava, "llava_next": llava_next}
@@ -72,6 +73,13 @@ def spec_from_config(config: dict[str, Any], tower_config: dict[str, Any] | None
     translated = original_llava.in_transformers_terms(config, tower_config)
     spec: ModelSpec = family_of(translated).spec_from_config(translated)
     return spec
+
+
+def unknown_fields(config: dict[str, Any]) -> list[str]:
+    """The fields of a config.json that no table has. Raises as ``vz_edge.host.fields.check_fields``."""
+    if original_llava.is_original(config):
+        return check_original_config(config, original_llava.DECODER_TYPES[config["model_type"]])
+    return check_config(config)
 
 
 def arrange_tokens(spec: ModelSpec, tokens: Tensor, kept: Tensor, grid_width: Tensor | int | None) -> Tensor:
