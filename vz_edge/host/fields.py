@@ -101,7 +101,7 @@ def _names(names: str) -> frozenset[str]:
 
 _BOOKKEEPING = _group(
     "says where a file comes from",
-    "_name_or_path _commit_hash architectures transformers_version auto_map model_type torch_dtype dtype license name "
+    "_name_or_path _commit_hash architectures transformers_version auto_map torch_dtype dtype license name "
     "_attn_implementation_autoset _attn_implementation attn_implementation is_composition unsloth_version "
     "unsloth_fixed custom_pipelines base_model_tp_plan base_model_pp_plan",
 )
@@ -291,15 +291,14 @@ TABLES: dict[str, Fields] = {
     # tokenizer_config.json; the tokens and how text is cut are in tokenizer.json, which is taken over as it is
     "tokenizer": Fields(
         _names(
-            "bos_token eos_token unk_token pad_token sep_token cls_token mask_token chat_template add_bos_token "
-            "add_eos_token"
+            "bos_token eos_token unk_token pad_token sep_token cls_token mask_token chat_template"
         ),
         refused={"image_token": ("<image>",)},
         without_effect=_BOOKKEEPING
         | _group("says which class", "tokenizer_class processor_class backend is_local local_files_only")
         | _group(
-            "is in tokenizer.json",
-            "added_tokens_decoder additional_special_tokens extra_special_tokens model_specific_special_tokens "
+            "is in tokenizer.json, which wins in transformers too",
+            "add_bos_token add_eos_token added_tokens_decoder additional_special_tokens extra_special_tokens model_specific_special_tokens "
             "legacy add_prefix_space sp_model_kwargs tokenizer_file vocab_file merges_file spaces_between_special_tokens do_lower_case "
             "use_default_system_prompt from_slow add_dummy_prefix_space split_special_tokens errors "
             "pretokenize_regex tokenizer_object fix_mistral_regex",

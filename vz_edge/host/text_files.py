@@ -63,7 +63,6 @@ def write_tokenizer(folder: Path, out: Path, spec: ModelSpec, is_original: bool)
             f"expects {spec.image_token_id}; take tokenizer and config from the same repository"
         )
     config = tokenizer_config(folder)
-    _frame(tokenizer, config)
     tokenizer.save(str(out / "tokenizer.json"))
     config.pop("chat_template", None)  # it has a file of its own in the bundle
     (out / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -90,27 +89,6 @@ def _begin_again_after_pictures(tokenizer: Any) -> None:
         return
     others = [] if tokenizer.normalizer is None else [tokenizer.normalizer]
     tokenizer.normalizer = normalizers.Sequence([normalizers.Replace(Regex(AFTER_PICTURE), SPACE), *others])
-
-
-def _frame(tokenizer: Any, config: Mapping[str, Any]) -> None:
-    """Put around a prompt what tokenizer_config.json says in ``add_bos_token`` and ``add_eos_token``, as transformers."""
-    from tokenizers import processors
-
-    special = special_tokens(config)
-    bos, eos = special.get("bos_token"), special.get("eos_token")
-    ids = tokenizer.encode("").ids
-    framed = {
-        "add_bos_token": bool(ids) and bos is not None and ids[0] == tokenizer.token_to_id(bos),
-        "add_eos_token": bool(ids) and eos is not None and ids[-1] == tokenizer.token_to_id(eos),
-    }
-    asked = {name: config[name] for name in framed if isinstance(config.get(name), bool)}
-    if all(framed[name] == value for name, value in asked.items()):
-        return
-    before, after = ([token] if token and (framed | asked)[name] else [] for name, token in zip(framed, (bos, eos), strict=True))
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=[*before, "$A", *after],
-        special_tokens=[(token, tokenizer.token_to_id(token)) for token in {*before, *after}],
-    )
 
 
 def write_chat_template(folder: Path, out: Path, fallback: PromptSpec | None) -> None:
