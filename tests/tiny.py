@@ -80,9 +80,9 @@ def make_checkpoint(
 ) -> torch.nn.Module:
     """Write a checkpoint and return its model.
 
-    ``text`` and ``vision`` override the two configs, ``whole`` the one around them. Layout "saved" is what the installed transformers'
-    save_pretrained writes. "original" puts the tower into a CLIP folder beside; the original layouts have no
-    image token, in the vocabulary or the tokenizer.
+    ``text`` and ``vision`` override the two configs, ``whole`` the one around them. Layout "saved" is what the
+    installed transformers' save_pretrained writes. "original" puts the tower into a CLIP folder beside; the original
+    layouts have no image token, in the vocabulary or the tokenizer.
     """
     original = layout.startswith("original")
     model = make_model(family, decoder, text, vision, dtype, seed, whole)

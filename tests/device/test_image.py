@@ -156,7 +156,9 @@ def test_the_grey_of_16_bits_that_a_png_lets_shine_through_is_white(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "pixels", [np.float32([[0, 7.5]]), np.float32([[np.nan, 0]]), np.float32([[-1, 0]]), np.int32([[0, 40000]])], ids=str
+    "pixels",
+    [np.float32([[0, 7.5]]), np.float32([[np.nan, 0]]), np.float32([[-1, 0]]), np.int32([[0, 40000]])],
+    ids=str,
 )
 def test_pixels_of_which_nobody_can_tell_what_is_white_are_refused(pixels: np.ndarray) -> None:
     with pytest.raises(ImageError, match=r"expected 0 \(black\) to (1|255) \(white\): scale them"):

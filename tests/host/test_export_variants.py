@@ -121,7 +121,9 @@ def test_cls_patch_of_the_original_code_is_transformers_full(tmp_path: Path) -> 
     assert model.ask(PICTURE, "What?", max_new_tokens=1).image_tokens == 37
 
 
-@pytest.mark.parametrize("whole", [{"vision_feature_layer": [-2, 1]}, {"vision_feature_select_strategy": "full"}], ids=str)
+@pytest.mark.parametrize(
+    "whole", [{"vision_feature_layer": [-2, 1]}, {"vision_feature_select_strategy": "full"}], ids=str
+)
 def test_variants_see_alike_in_onnx_runtime_and_in_torch(tmp_path: Path, whole: dict[str, Any]) -> None:
     pytest.importorskip("bitsandbytes")
     make_checkpoint(tmp_path / "checkpoint", whole=whole | {"multimodal_projector_bias": False})
@@ -149,7 +151,12 @@ def test_yarn_with_bitsandbytes(tmp_path: Path) -> None:
         ("processor_config.json", {"image_token": "<picture>"}, UnsupportedModelError, "image_token '<picture>'"),
         ("tokenizer_config.json", {"image_token": "<picture>"}, UnsupportedModelError, "image_token '<picture>'"),
         ("preprocessor_config.json", {"do_resize": "yes"}, CheckpointError, "do_resize is 'yes'"),
-        ("config.json", {"text_config": {"rope_scaling": {"type": "dynamic", "factor": 2.0}}}, UnsupportedModelError, "dynamic"),
+        (
+            "config.json",
+            {"text_config": {"rope_scaling": {"type": "dynamic", "factor": 2.0}}},
+            UnsupportedModelError,
+            "dynamic",
+        ),
     ],
 )
 def test_what_a_file_says_and_nothing_here_does_is_refused_by_the_plan(

@@ -1,4 +1,4 @@
-"""No field of a checkpoint's files is passed by in silence: each is read, refused by name, or known to have no effect."""
+"""No field of a checkpoint's files is passed by in silence: each is read, refused by name, or known to be harmless."""
 
 from __future__ import annotations
 
@@ -155,5 +155,3 @@ def test_a_field_of_another_type_is_one_line_at_the_border(changes: dict[str, An
     with pytest.raises((CheckpointError, UnsupportedModelError)) as caught:
         spec_from_config({"model_type": "llava"} | changes)
     assert "\n" not in str(caught.value)
-
-

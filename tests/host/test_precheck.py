@@ -68,7 +68,9 @@ def test_quantised_weights_are_named_by_their_method(folder: Path, found: Any, n
     assert f"config.json: {name}); take the 16-bit safetensors that it was quantised from" in refusal(folder)
 
 
-@pytest.mark.parametrize("nothing", [None, {}, {"quant_method": "bitsandbytes", "load_in_4bit": False, "load_in_8bit": False}])
+@pytest.mark.parametrize(
+    "nothing", [None, {}, {"quant_method": "bitsandbytes", "load_in_4bit": False, "load_in_8bit": False}]
+)
 def test_a_config_that_says_nothing_is_quantised(folder: Path, nothing: Any) -> None:
     say(folder, quantization_config=nothing)
     open_model(folder)

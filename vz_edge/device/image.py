@@ -193,7 +193,9 @@ def _from_array(array: np.ndarray) -> Image.Image:
 
 def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
     _check_size(image.size, name)
-    has_16_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")  # the latter: Pillow 10
+    has_16_bits = image.mode.startswith("I;16") or (
+        image.mode == "I" and image.format == "PNG"
+    )  # the latter: Pillow 10
     image = ImageOps.exif_transpose(image)
     if image.mode == "F" or image.mode.startswith("I"):
         image = _eight_bit(image, has_16_bits, name)

@@ -58,8 +58,8 @@ class ChatPrompt:
     def ids(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of the conversation (as ``messages_of`` makes it), up to where the answer starts.
 
-        Words that look like a control token, as ``<image>`` and ``</s>`` do, stay words. Raises RequestError, also where
-        the template leaves out what the model was to be told.
+        Words that look like a control token, as ``<image>`` and ``</s>`` do, stay words. Raises RequestError, also
+        where the template leaves out what the model was to be told.
         """
         written, has_typed = with_stand_ins(messages, self._control_contents)
         text = render_template(self.template, written, self.special)
@@ -79,11 +79,15 @@ class ChatPrompt:
             words = [{**part, "text": part["text"] + "0"} if "text" in part else part for part in message["content"]]
             other = {"role": message["role"], "content": words}
             try:
-                changed = render_template(self.template, [*messages[:index], other, *messages[index + 1 :]], self.special)
+                changed = render_template(
+                    self.template, [*messages[:index], other, *messages[index + 1 :]], self.special
+                )
             except RequestError:  # the words matter to the template
                 continue
             if changed == text:
-                what = "a system prompt" if message["role"] == "system" else f"a message of the role {message['role']!r}"
+                what = (
+                    "a system prompt" if message["role"] == "system" else f"a message of the role {message['role']!r}"
+                )
                 raise RequestError(
                     f"the model's chat template leaves {what} out; put its words in front of the questions"
                 )

@@ -1,10 +1,10 @@
 """Words that look like control tokens: what a user types stays text.
 
-A chat template writes control tokens (``<image>``, ``</s>``, ``<|im_end|>``) between the words of a conversation, and a
-tokenizer cuts them out wherever they stand. A question about the HTML tag <image> would so ask for a second picture, and
-an ``</s>`` in it would end the turn. Here the words go through the template with a stand-in for each such text, so that
-afterwards the template's own tokens can be told from the words, and a copy of the tokenizer, whose control tokens have a
-mark in front that no text has, cuts both at once. Words and template are thus cut as always, borders included.
+A chat template writes control tokens (``<image>``, ``</s>``, ``<|im_end|>``) between the words of a conversation, and
+a tokenizer cuts them out wherever they stand. A question about the HTML tag <image> would so ask for a second picture,
+and an ``</s>`` in it would end the turn. Here the words go through the template with a stand-in for each such text, so
+that afterwards the template's own tokens can be told from the words. A copy of the tokenizer, whose control tokens have
+a mark in front that no text has, then cuts both at once: words and template are cut as always, borders included.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-# Two of Unicode's noncharacters, which no text may hold (Unicode 16, section 23.7). The mark stands in front of a control
-# token, the stand-in around a control token's number.
+# Two of Unicode's noncharacters, which no text may hold (Unicode 16, section 23.7). The mark stands in front of a
+# control token, the stand-in around a control token's number.
 MARK = "\U000ffffe"
 STAND_IN = "\U000fffff"
 REPLACEMENT = "\ufffd"
@@ -84,7 +84,9 @@ def with_stand_ins(messages: Sequence[Mapping[str, Any]], contents: Sequence[str
     replaced = [
         {
             "role": hidden(message["role"]),
-            "content": [part | {"text": hidden(part["text"])} if "text" in part else part for part in message["content"]],
+            "content": [
+                part | {"text": hidden(part["text"])} if "text" in part else part for part in message["content"]
+            ],
         }
         for message in messages
     ]

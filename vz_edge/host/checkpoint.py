@@ -198,8 +198,10 @@ def _shards(folder: Path) -> list[Path]:
     pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
     if pickles:
         is_original = "mm_vision_tower" in read_json(folder / "config.json")
-        how = "load it with LLaVA's own code, then model" if is_original else (
-            f"AutoModelForImageTextToText.from_pretrained({str(folder)!r})"
+        how = (
+            "load it with LLaVA's own code, then model"
+            if is_original
+            else (f"AutoModelForImageTextToText.from_pretrained({str(folder)!r})")
         )
         raise UnsafeCheckpointError(
             f"{folder} has its weights as pickles ({pickles[0]}), which can run code when loaded; convert a copy "

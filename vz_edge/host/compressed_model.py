@@ -210,13 +210,11 @@ def reduced_features(
     return CompressedFeatures(pooler_output=list(features), kept=kept)
 
 
-def tower_states(
-    tower: nn.Module, pixel_values: Tensor, states_read: Sequence[int]
-) -> tuple[Tensor, Tensor, Tensor]:
+def tower_states(tower: nn.Module, pixel_values: Tensor, states_read: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
     """Hidden states ``states_read`` (as in ModelSpec) side by side [t, 1 + p, n * d], CLS query [t, d] and keys.
 
-    Query and keys [t, 1 + p, d] are those of the last layer that runs. The query and keys carry no gradient: they only decide which tokens are kept and merged. On the CPU a few tiles are
-    encoded at a time.
+    Query and keys [t, 1 + p, d] are those of the last layer that runs. They carry no gradient: they only decide which
+    tokens are kept and merged. On the CPU a few tiles are encoded at a time.
     """
     if pixel_values.device.type == "cpu" and len(pixel_values) > TILES_AT_ONCE:
         parts = [tower_states(tower, some, states_read) for some in pixel_values.split(TILES_AT_ONCE)]

@@ -22,7 +22,10 @@ def head_name(spec: DecoderSpec) -> str:
 
 
 def decoder_spec(text: PreTrainedConfig, *, tie_word_embeddings: bool) -> DecoderSpec:
-    """The decoder in a ``text_config`` that transformers has completed. Raises UnsupportedModelError, CheckpointError."""
+    """The decoder in a ``text_config`` that transformers has completed.
+
+    Raises UnsupportedModelError, CheckpointError.
+    """
     config: Any = text
     if config.model_type not in DECODER_TYPES:
         raise UnsupportedModelError(

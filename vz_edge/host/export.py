@@ -284,7 +284,10 @@ def _check_bitsandbytes(model: ModelSpec, bits: Literal[4, 8, 16]) -> None:
 
 
 def _name_unknown_fields(checkpoint: Checkpoint, preprocessing: Settings) -> None:
-    """Say which fields nobody here knows. Raises UnsupportedModelError, CheckpointError for what is known and refused."""
+    """Say which fields nobody here knows.
+
+    Raises UnsupportedModelError and CheckpointError for what is known and refused.
+    """
     unknown = [
         *unknown_fields(checkpoint.config),
         *check_fields("image_processor", preprocessing.values, preprocessing.where),

@@ -108,13 +108,14 @@ _BOOKKEEPING = _group(
 _TRAINING = _group(
     "is for training",
     "attention_dropout hidden_dropout hidden_dropout_prob attention_probs_dropout_prob dropout resid_pdrop embd_pdrop "
-    "initializer_range initializer_factor problem_type ignore_index gradient_checkpointing return_dict id2label label2id "
-    "output_attentions output_hidden_states output_scores finetuning_task task_specific_params",
+    "initializer_range initializer_factor problem_type ignore_index gradient_checkpointing return_dict id2label "
+    "label2id output_attentions output_hidden_states output_scores finetuning_task task_specific_params",
 )
 _RUNNING = _group(
     "says how transformers computes, not what",
     "use_cache pretraining_tp chunk_size_feed_forward pruned_heads torchscript use_bfloat16 tf_legacy_loss "
-    "is_encoder_decoder is_decoder add_cross_attention cross_attention_hidden_size tie_encoder_decoder _flash_attn_2_enabled",
+    "is_encoder_decoder is_decoder add_cross_attention cross_attention_hidden_size tie_encoder_decoder "
+    "_flash_attn_2_enabled",
 )
 # transformers before 4.50 wrote these into every section of config.json; generation_config.json is what is read.
 _LEGACY_GENERATION = _group(
@@ -154,10 +155,7 @@ TABLES: dict[str, Fields] = {
     # config.json
     "llava": Fields(
         _names(_VLM_READ),
-        without_effect=_CONFIG
-        | _TOKEN_IDS
-        | _VLM_UNREAD
-        | _group("a picture is one tile", "image_grid_pinpoints"),
+        without_effect=_CONFIG | _TOKEN_IDS | _VLM_UNREAD | _group("a picture is one tile", "image_grid_pinpoints"),
     ),
     "llava_next": Fields(
         _names(_VLM_READ + " image_grid_pinpoints"), without_effect=_CONFIG | _TOKEN_IDS | _VLM_UNREAD
@@ -238,7 +236,10 @@ TABLES: dict[str, Fields] = {
         refused={"image_token": ("<image>",)},
         without_effect=_BOOKKEEPING
         | _group("says which class", "processor_class")
-        | _group("the model says how many tokens a picture has", "num_additional_image_tokens image_seq_length patch_size vision_feature_select_strategy")
+        | _group(
+            "the model says how many tokens a picture has",
+            "num_additional_image_tokens image_seq_length patch_size vision_feature_select_strategy",
+        )
         | _group("is no part of a question about a picture", "video_processor feature_extractor audio_tokenizer")
         | _group("has a file of its own", "tokenizer"),
     ),
@@ -291,19 +292,27 @@ TABLES: dict[str, Fields] = {
     # tokenizer_config.json; the tokens and how text is cut are in tokenizer.json, which is taken over as it is
     "tokenizer": Fields(
         _names(
-            "bos_token eos_token unk_token pad_token sep_token cls_token mask_token chat_template"
+            "bos_token eos_token unk_token pad_token sep_token cls_token mask_token chat_template add_bos_token "
+            "add_eos_token"
         ),
         refused={"image_token": ("<image>",)},
         without_effect=_BOOKKEEPING
         | _group("says which class", "tokenizer_class processor_class backend is_local local_files_only")
         | _group(
             "is in tokenizer.json, which wins in transformers too",
-            "add_bos_token add_eos_token added_tokens_decoder additional_special_tokens extra_special_tokens model_specific_special_tokens "
-            "legacy add_prefix_space sp_model_kwargs tokenizer_file vocab_file merges_file spaces_between_special_tokens do_lower_case "
-            "use_default_system_prompt from_slow add_dummy_prefix_space split_special_tokens errors "
+            "added_tokens_decoder additional_special_tokens extra_special_tokens model_specific_special_tokens legacy "
+            "add_prefix_space sp_model_kwargs tokenizer_file vocab_file merges_file spaces_between_special_tokens "
+            "do_lower_case use_default_system_prompt from_slow add_dummy_prefix_space split_special_tokens errors "
             "pretokenize_regex tokenizer_object fix_mistral_regex",
         )
-        | _group("is for batches and training", "model_max_length padding_side truncation_side max_length stride padding truncation trust_remote_code truncation_strategy pad_to_multiple_of pad_token_type_id")
-        | _group("the answer's text is the tokens' own", "clean_up_tokenization_spaces model_input_names device_map special_tokens_map_file return_token_type_ids"),
+        | _group(
+            "is for batches and training",
+            "model_max_length padding_side truncation_side max_length stride padding truncation truncation_strategy "
+            "pad_to_multiple_of pad_token_type_id trust_remote_code",
+        )
+        | _group(
+            "the answer's text is the tokens' own",
+            "clean_up_tokenization_spaces model_input_names device_map special_tokens_map_file return_token_type_ids",
+        ),
     ),
 }

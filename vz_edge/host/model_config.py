@@ -96,8 +96,8 @@ def feature_layers(layers: Any, tower: TowerSpec) -> tuple[int, ...]:
         )
     if not any(tower.layers_before(layer) for layer in found):
         raise UnsupportedModelError(
-            f"vision_feature_layer {layers!r} is not supported: no layer's attention ranks the tokens; expected one from "
-            f"{-tower.layers} to -1 or 1 to {tower.layers}"
+            f"vision_feature_layer {layers!r} is not supported: no layer's attention ranks the tokens; expected one "
+            f"from {-tower.layers} to -1 or 1 to {tower.layers}"
         )
     return found
 

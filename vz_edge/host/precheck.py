@@ -35,8 +35,8 @@ def check_folder(folder: Path) -> None:
             raise CheckpointError(_adapter_message(folder, name))
     if (folder / "mm_projector.bin").is_file() and not any(folder.glob("*.safetensors")):
         raise UnsafeCheckpointError(
-            f"{folder} holds a projector alone (mm_projector.bin), a pickle; load it with its language model in LLaVA's "
-            "own code and save the whole model with save_pretrained(NEW_FOLDER, safe_serialization=True)"
+            f"{folder} holds a projector alone (mm_projector.bin), a pickle; load it with its language model in "
+            "LLaVA's own code and save the whole model with save_pretrained(NEW_FOLDER, safe_serialization=True)"
         )
     for pattern in QUANTISED_FILES:
         for path in sorted(folder.glob(pattern)):
@@ -60,8 +60,8 @@ def check_tensors(tensors: Iterable[tuple[str, str]], folder: Path) -> None:
     for name, dtype in tensors:
         if ADAPTER_TENSOR.search(name):
             raise CheckpointError(
-                f"{folder} has tensors of a LoRA adapter or its wrapper ({name}); merge them first: load the model with "
-                "PEFT, then merge_and_unload() and save_pretrained(NEW_FOLDER), and export that folder"
+                f"{folder} has tensors of a LoRA adapter or its wrapper ({name}); merge them first: load the model "
+                "with PEFT, then merge_and_unload() and save_pretrained(NEW_FOLDER), and export that folder"
             )
         if QUANTISED_TENSOR.search(name) or (name.endswith(".weight") and dtype not in FLOATS):
             raise CheckpointError(f"{folder} is quantised already ({name} has dtype {dtype}); {INSTEAD}")
@@ -71,8 +71,8 @@ def _adapter_message(folder: Path, name: str) -> str:
     base = _base_of(folder / "adapter_config.json")
     if (folder / "non_lora_trainables.bin").is_file():
         return (
-            f"{folder} holds a LoRA adapter of LLaVA's own code ({name}); merge it into its base model{base} first, with "
-            "LLaVA's scripts/merge_lora_weights.py, and export the merged folder, saved as safetensors"
+            f"{folder} holds a LoRA adapter of LLaVA's own code ({name}); merge it into its base model{base} first, "
+            "with LLaVA's scripts/merge_lora_weights.py, and export the merged folder, saved as safetensors"
         )
     beside = any((folder / file).is_file() for file in ("model.safetensors", "model.safetensors.index.json"))
     return (

@@ -92,8 +92,8 @@ def image_spec(
             )
         if not read.flag("do_normalize") or not all(0 <= mean <= 1 for mean in spec.mean):
             raise UnsupportedModelError(
-                f"{where}: do_normalize {read.flag('do_normalize')!r} with image_mean {list(spec.mean)} is not supported "
-                "where pictures are padded with the mean colour; supported: true, with means from 0 to 1"
+                f"{where}: do_normalize {read.flag('do_normalize')!r} with image_mean {list(spec.mean)} is not "
+                "supported where pictures are padded with the mean colour; supported: true, with means from 0 to 1"
             )
     if not read.flag("do_normalize"):
         spec = replace(spec, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
@@ -134,7 +134,9 @@ class _Reader:
 
     def filter(self, name: str) -> int:
         value = self._get(name, CLIP_PREPROCESSING[name])
-        return value if type(value) is int and 0 <= value <= 5 else self._refuse(name, "one of Pillow's filters, 0 to 5")
+        return (
+            value if type(value) is int and 0 <= value <= 5 else self._refuse(name, "one of Pillow's filters, 0 to 5")
+        )
 
     def size(self, name: str, side: int, square: bool) -> dict[str, int]:
         """As ``{"shortest_edge": n}`` or ``{"height": h, "width": w}``; a bare number is an edge, or a ``square``."""
@@ -179,9 +181,7 @@ def _processor(settings: Settings, family: str) -> str:
     return kind
 
 
-def _checkpoint_mode(
-    read: _Reader, kind: str, config: Mapping[str, Any], is_original: bool
-) -> ImageMode | None:
+def _checkpoint_mode(read: _Reader, kind: str, config: Mapping[str, Any], is_original: bool) -> ImageMode | None:
     """What the checkpoint says of pictures that are no squares, if it does."""
     if is_original:
         return original_llava.image_mode(dict(config))
@@ -198,15 +198,16 @@ def _check_grid(read: _Reader, model: ModelSpec, is_original: bool) -> None:
         found = read.size(name, side, square or name == "crop_size")
         if set(found.values()) != {side}:
             raise UnsupportedModelError(
-                f"{read.where}: {name} {read.values[name]!r} is not supported with tiles of {side} pixels; supported: {side}"
+                f"{read.where}: {name} {read.values[name]!r} is not supported with tiles of {side} pixels; supported: "
+                f"{side}"
             )
     if is_original or not read.values:
         return
     given = read.values.get("image_grid_pinpoints")
     if grid_pinpoints(PINPOINTS if given is None else given, side) != model.grid_pinpoints:
         raise CheckpointError(
-            f"{read.where}: image_grid_pinpoints are others than those of config.json, so that pictures are tiled in one "
-            "way and read in another; take both files from the same repository"
+            f"{read.where}: image_grid_pinpoints are others than those of config.json, so that pictures are tiled in "
+            "one way and read in another; take both files from the same repository"
         )
 
 

@@ -71,7 +71,9 @@ def project(checkpoint: Checkpoint, model: ModelSpec, features: torch.Tensor) ->
 
     def linear(name: str, inputs: torch.Tensor, width: int) -> torch.Tensor:
         weight = checkpoint.weight(f"multi_modal_projector.{name}.weight", (hidden, width)).load()
-        bias = checkpoint.weight(f"multi_modal_projector.{name}.bias", (hidden,)).load() if model.projector_bias else None
+        bias = (
+            checkpoint.weight(f"multi_modal_projector.{name}.bias", (hidden,)).load() if model.projector_bias else None
+        )
         return nn.functional.linear(inputs, weight.float(), None if bias is None else bias.float())
 
     return linear("linear_2", nn.functional.gelu(linear("linear_1", features, model.feature_width)), hidden)

@@ -47,11 +47,12 @@ def check_rope(parameters: dict[str, Any]) -> None:
             f"{', '.join(sorted(needed | optional)) or 'nothing'}"
         )
     for name in sorted(needed | optional):
-        value, is_flag = numbers.get(name), name in FLAGS
+        value: Any = numbers.get(name)
         if value is None and name in optional:
             continue
-        if type(value) not in ((bool,) if is_flag else (int, float)) or (not is_flag and value <= 0):
-            expected = "true or false" if is_flag else "a number above 0"
+        is_right = type(value) is bool if name in FLAGS else type(value) in (int, float) and value > 0
+        if not is_right:
+            expected = "true or false" if name in FLAGS else "a number above 0"
             raise CheckpointError(f"config.json: rotary variant {variant!r}: {name} is {value!r}; expected {expected}")
 
 

@@ -63,13 +63,15 @@ def write_tokenizer(folder: Path, out: Path, spec: ModelSpec, is_original: bool)
             f"expects {spec.image_token_id}; take tokenizer and config from the same repository"
         )
     config = tokenizer_config(folder)
+    if is_original and str(config.get("tokenizer_class")).removesuffix("Fast") == "LlamaTokenizer":
+        _frame(tokenizer, config)
     tokenizer.save(str(out / "tokenizer.json"))
     config.pop("chat_template", None)  # it has a file of its own in the bundle
     (out / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def tokenizer_config(folder: Path) -> dict[str, Any]:
-    """tokenizer_config.json; special tokens that it lacks are those of special_tokens_map.json. Raises CheckpointError."""
+    """tokenizer_config.json, with special tokens that it lacks from special_tokens_map.json. Raises CheckpointError."""
     named = special_tokens(_read_json(folder / "special_tokens_map.json"))
     return named | _read_json(folder / "tokenizer_config.json")
 
@@ -89,6 +91,23 @@ def _begin_again_after_pictures(tokenizer: Any) -> None:
         return
     others = [] if tokenizer.normalizer is None else [tokenizer.normalizer]
     tokenizer.normalizer = normalizers.Sequence([normalizers.Replace(Regex(AFTER_PICTURE), SPACE), *others])
+
+
+def _frame(tokenizer: Any, config: Mapping[str, Any]) -> None:
+    """Put BOS in front of a prompt unless tokenizer_config.json says otherwise, as Llama's first tokenizer did.
+
+    That is the one that the original code loads (``use_fast=False``); transformers 5 has it no more.
+    """
+    from tokenizers import processors
+
+    special = special_tokens(config)
+    bos, eos = special.get("bos_token", "<s>"), special.get("eos_token", "</s>")
+    before = [bos] if config.get("add_bos_token") is not False and tokenizer.token_to_id(bos) is not None else []
+    after = [eos] if config.get("add_eos_token") is True and tokenizer.token_to_id(eos) is not None else []
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=[*before, "$A", *after],
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in {*before, *after}],
+    )
 
 
 def write_chat_template(folder: Path, out: Path, fallback: PromptSpec | None) -> None:

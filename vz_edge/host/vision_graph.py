@@ -135,9 +135,9 @@ def _reduce(
 def reduction(spec: ModelSpec, budget: TokenBudget) -> Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]:
     """What the graph does between tower and projector, as a torch function.
 
-    It takes hidden [tiles, 1 + p, n * d] (n feature layers), CLS query [tiles, d], keys [tiles, 1 + p, d] and, in a family with a grid,
-    grid_width [1] int64; it returns tokens [tiles * budget.per_tile, d] and, for whoever wants to see why, kept
-    [tiles, dominant], scores [tiles, p] and merged [tiles, 1 + p].
+    It takes hidden [tiles, 1 + p, n * d] (n feature layers), CLS query [tiles, d], keys [tiles, 1 + p, d] and, in a
+    family with a grid, grid_width [1] int64; it returns tokens [tiles * budget.per_tile, n * d] and, for whoever wants
+    to see why, kept [tiles, dominant], scores [tiles, p] and merged [tiles, 1 + p].
     """
     heads = spec.tower.heads
 
