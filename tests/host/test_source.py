@@ -14,7 +14,7 @@ def test_a_folder_is_named_after_itself(tmp_path: Path) -> None:
 
 def test_a_recipe_brings_its_checkpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked = []
-    monkeypatch.setattr(source, "download", lambda hub_id: asked.append(hub_id) or tmp_path)
+    monkeypatch.setattr(source, "fetch", lambda hub_id: asked.append(hub_id) or tmp_path)
     found = source.resolve("llava-next-13b")
     assert found.recipe == load_recipe("llava-next-13b")
     assert found.folder == tmp_path
@@ -85,3 +85,15 @@ def test_an_empty_cache_and_a_file_say_what_to_give(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_text("")
     with pytest.raises(CheckpointError, match="is a file; expected the folder"):
         source.resolve(str(tmp_path / "model.gguf"))
+
+
+def test_weights_that_cannot_be_exported_are_not_downloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = []
+    monkeypatch.setattr(source, "download", lambda hub_id, patterns=None: asked.append(patterns) or tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llava", "quantization_config": {"quant_method": "awq"}}')
+    with pytest.raises(CheckpointError, match="quantised already"):
+        source.resolve("someone/llava-awq")
+    assert asked == [source.SMALL_FILES]
+    (tmp_path / "config.json").write_text('{"model_type": "llava"}')
+    assert source.resolve("someone/llava").folder == tmp_path
+    assert asked[1:] == [source.SMALL_FILES, None]

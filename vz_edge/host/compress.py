@@ -122,10 +122,9 @@ def _check_processor(processor: Any, config: Any, compression: Compression) -> N
             "from the model's own checkpoint, with AutoProcessor.from_pretrained"
         )
     image_processor = processor.image_processor
-    crop = getattr(image_processor, "crop_size", None)
     side = compression.tower.image_size
     found_and_expected: dict[str, tuple[Any, Any]] = {
-        "tile size": (crop and (crop["height"], crop["width"]), (side, side)),
+        "tile size": (_tile_size(image_processor, bool(compression.grid_pinpoints)), (side, side)),
         "patch size": (processor.patch_size, compression.tower.patch_size),
         "image token id": (processor.image_token_id, config.image_token_id),
     }
@@ -139,3 +138,13 @@ def _check_processor(processor: Any, config: Any, compression: Compression) -> N
                 f"the processor's {what} is {found} and the model's {wanted}: it is another model's; load it from the "
                 "model's own checkpoint, with AutoProcessor.from_pretrained"
             )
+
+
+def _tile_size(image_processor: Any, has_grid: bool) -> tuple[int, int] | None:
+    """(height, width) of the tiles that a processor makes; None where they depend on the picture."""
+    cropped = has_grid or getattr(image_processor, "do_center_crop", None)
+    size = dict(getattr(image_processor, "crop_size" if cropped else "size", None) or {})
+    if not cropped and getattr(image_processor, "do_pad", None) and size.get("shortest_edge"):
+        return size["shortest_edge"], size["shortest_edge"]
+    height, width = size.get("height"), size.get("width")
+    return None if height is None or width is None else (height, width)

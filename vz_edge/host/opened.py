@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
-from vz_edge.host import precheck
-from vz_edge.host.checkpoint import INDEX, SINGLE, Checkpoint, read_json
+from vz_edge.host.checkpoint import INDEX, SINGLE, Checkpoint
+from vz_edge.host.config_file import read_config
 from vz_edge.host.decoder_spec import TOKEN_TABLE
-from vz_edge.host.families import check_family, spec_from_config
+from vz_edge.host.families import spec_from_config
 from vz_edge.host.original_llava import is_original
 from vz_edge.host.source import resolve_tower, tower_config
 from vz_edge.recipe import ModelSpec
@@ -57,15 +57,6 @@ def read_model(folder: Path) -> ModelSpec:
         return open_model(folder).model
     config = read_config(folder)
     return spec_from_config(config, tower_config(config, folder) if is_original(config) else None)
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a checkpoint of a family that is there. Raises CheckpointError, UnsupportedModelError."""
-    precheck.check_folder(folder)
-    config = read_json(folder / "config.json")
-    precheck.check_config(config, folder)
-    check_family(config)
-    return config
 
 
 def _with_own_head(model: ModelSpec, checkpoint: Checkpoint) -> ModelSpec:

@@ -9,11 +9,13 @@ from typing import Any
 
 from vz_edge.errors import CheckpointError, ExportError, RecipeError
 from vz_edge.host.checkpoint import read_json
+from vz_edge.host.config_file import read_config
 from vz_edge.host.original_llava import is_usual_tower
 from vz_edge.recipe import ModelSpec, Recipe, data_folder, load_recipe, recipe_names
 
-# Weights as safetensors, and every small file that says how to use them; no pickles, no code.
-HUB_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer.model")
+# Every small file that says how to use weights, then these as safetensors; no pickles, no code.
+SMALL_FILES = ("*.json", "*.jinja", "tokenizer.model")
+HUB_PATTERNS = ("*.safetensors", *SMALL_FILES)
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ def resolve(model: str) -> Source:
     if model in recipe_names():
         recipe = load_recipe(model)
         embedded = data_folder("export") / recipe.checkpoint
-        folder = embedded if embedded.is_dir() else download(recipe.checkpoint)
+        folder = embedded if embedded.is_dir() else fetch(recipe.checkpoint)
         return Source(recipe.name, recipe.checkpoint, folder, recipe)
     path = Path(model).expanduser()
     if path.is_dir():
@@ -46,7 +48,7 @@ def resolve(model: str) -> Source:
             f"--model {model} is neither a recipe, nor a folder, nor a hub id (owner/name); nearest recipes: "
             f"{', '.join(near)} ('vz-edge models' lists them all)"
         )
-    return Source(model.split("/")[1], model, download(model), None)
+    return Source(model.split("/")[1], model, fetch(model), None)
 
 
 def snapshot_of(folder: Path) -> Path:
@@ -133,6 +135,15 @@ def _shape(model: ModelSpec) -> tuple[object, ...]:
 def _described(model: ModelSpec) -> str:
     family, decoder, hidden_size, layers, kv_heads = _shape(model)
     return f"{family} with a {decoder} decoder ({layers} layers, {hidden_size} wide, {kv_heads} KV heads)"
+
+
+def fetch(hub_id: str) -> Path:
+    """Download a model's repository; what cannot be exported is refused before its weights come.
+
+    Raises CheckpointError, UnsupportedModelError.
+    """
+    read_config(download(hub_id, SMALL_FILES))
+    return download(hub_id)
 
 
 def download(hub_id: str, patterns: tuple[str, ...] = HUB_PATTERNS) -> Path:
