@@ -92,6 +92,25 @@ def test_an_image_token_of_another_name_is_refused_wherever_it_is_said(folder: P
     assert check_text_files(folder) == []
 
 
+def test_tokens_that_only_the_config_has_are_added_as_transformers_does(folder: Path, tmp_path: Path) -> None:
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["added_tokens"] = [token for token in tokenizer["added_tokens"] if token["content"] == "<image>"]
+    write(folder / "tokenizer.json", tokenizer)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    flags = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False, "special": True}
+    tokens = {"0": "<unk>", "1": "<s>", "2": "</s>", "3": "<pad>"}
+    decoder = {token_id: {"content": content, **flags} for token_id, content in tokens.items()}
+    write(folder / "tokenizer_config.json", config | {"added_tokens_decoder": decoder})
+    write_tokenizer(folder, tmp_path, open_model(folder).model, is_original=False)
+    found, theirs = Tokenizer.from_file(str(tmp_path / "tokenizer.json")), AutoTokenizer.from_pretrained(folder)
+    for text in ("a</s>b", "<s>", "<image>\n<pad>"):
+        assert found.encode(text).ids == theirs.encode(text)
+    assert found.token_to_id("<image>") == 511
+    write(folder / "tokenizer_config.json", config | {"added_tokens_decoder": {"x": "<s>"}})
+    with pytest.raises(CheckpointError, match="added_tokens_decoder is malformed"):
+        write_tokenizer(folder, tmp_path, open_model(folder).model, is_original=False)
+
+
 def test_of_templates_by_name_the_default_is_taken(folder: Path, tmp_path: Path) -> None:
     (folder / "chat_template.jinja").unlink()
     named = [{"name": "rag", "template": "<image> rag"}, {"name": "default", "template": "<image> default"}]

@@ -293,14 +293,14 @@ TABLES: dict[str, Fields] = {
     "tokenizer": Fields(
         _names(
             "bos_token eos_token unk_token pad_token sep_token cls_token mask_token chat_template add_bos_token "
-            "add_eos_token"
+            "add_eos_token added_tokens_decoder"
         ),
         refused={"image_token": ("<image>",)},
         without_effect=_BOOKKEEPING
         | _group("says which class", "tokenizer_class processor_class backend is_local local_files_only")
         | _group(
             "is in tokenizer.json, which wins in transformers too",
-            "added_tokens_decoder additional_special_tokens extra_special_tokens model_specific_special_tokens legacy "
+            "additional_special_tokens extra_special_tokens model_specific_special_tokens legacy "
             "add_prefix_space sp_model_kwargs tokenizer_file vocab_file merges_file spaces_between_special_tokens "
             "do_lower_case use_default_system_prompt from_slow add_dummy_prefix_space split_special_tokens errors "
             "pretokenize_regex tokenizer_object fix_mistral_regex",

@@ -50,6 +50,7 @@ def write_tokenizer(folder: Path, out: Path, spec: ModelSpec, is_original: bool)
     from tokenizers import AddedToken
 
     tokenizer = _load_tokenizer(folder)
+    _add_tokens(tokenizer, folder)
     if tokenizer.token_to_id(IMAGE_TOKEN) is None:
         # An original LLaVA tokenizer has no image token; ids are given in order, so any gap before it is filled.
         gap = range(tokenizer.get_vocab_size(), spec.image_token_id)
@@ -74,6 +75,32 @@ def tokenizer_config(folder: Path) -> dict[str, Any]:
     """tokenizer_config.json, with special tokens that it lacks from special_tokens_map.json. Raises CheckpointError."""
     named = special_tokens(_read_json(folder / "special_tokens_map.json"))
     return named | _read_json(folder / "tokenizer_config.json")
+
+
+def _add_tokens(tokenizer: Any, folder: Path) -> None:
+    """Add the control tokens that tokenizer_config.json (or added_tokens.json) has and tokenizer.json lacks.
+
+    transformers adds them when it loads the two; a token keeps the id that the file gives it. Raises CheckpointError.
+    """
+    from tokenizers import AddedToken
+
+    flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
+    listed = {
+        str(token_id): {"content": content} for content, token_id in _read_json(folder / "added_tokens.json").items()
+    }
+    decoder = _read_json(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
+    there = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    try:
+        found = sorted((int(token_id), token["content"], token) for token_id, token in (listed | decoder).items())
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(
+            f"{folder}/tokenizer_config.json: added_tokens_decoder is malformed; expected tokens by their ids"
+        ) from error
+    for token_id, content, token in found:
+        now = tokenizer.token_to_id(content)
+        if content not in there and token_id == (tokenizer.get_vocab_size() if now is None else now):
+            given = {flag: bool(token[flag]) for flag in flags if flag in token}
+            tokenizer.add_tokens([AddedToken(content, **({"special": True, "normalized": False} | given))])
 
 
 def _begin_again_after_pictures(tokenizer: Any) -> None:
