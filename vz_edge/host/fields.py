@@ -22,11 +22,15 @@ from vz_edge.errors import CheckpointError, UnsupportedModelError
 
 @dataclass(frozen=True)
 class Fields:
-    """The fields of one section. ``refused``: by name, the values that are no reason to refuse; null never is one."""
+    """The fields of one section. ``refused``: by name, the values that are no reason to refuse; null never is one.
+
+    ``what_to_do`` is said to who meets such a reason.
+    """
 
     read: frozenset[str]
     refused: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     without_effect: Mapping[str, str] = field(default_factory=dict)
+    what_to_do: str = ""
 
     def __contains__(self, name: object) -> bool:
         return name in self.read or name in self.refused or name in self.without_effect
@@ -41,8 +45,8 @@ def check_fields(section: str, values: Mapping[str, Any], where: str) -> list[st
     for name, allowed in table.refused.items():
         value = values.get(name)
         if value is not None and not any(value == option and type(value) is type(option) for option in allowed):
-            supported = f"supported: {', '.join(map(repr, allowed))}" if allowed else "leave it out"
-            raise UnsupportedModelError(f"{where}: {name} {value!r} is not supported; {supported}")
+            supported = f"supported: {allowed[0]!r}" if allowed else "leave it out"
+            raise UnsupportedModelError(f"{where}: {name} {value!r} is not supported; {supported}{table.what_to_do}")
     return [f"{where}: {name}" for name in values if name not in table]
 
 
@@ -53,8 +57,8 @@ def check_config(config: Mapping[str, Any]) -> list[str]:
     """
     sections = {name: _section(config, name) for name in ("text_config", "vision_config")}
     tables = {
-        "text_config": sections["text_config"].get("model_type", "llama"),
-        "vision_config": sections["vision_config"].get("model_type", "clip_vision_model"),
+        "text_config": str(sections["text_config"].get("model_type", "llama")),
+        "vision_config": str(sections["vision_config"].get("model_type", "clip_vision_model")),
     }
     unknown = check_fields(str(config.get("model_type")), config, "config.json")
     for name, table in tables.items():
@@ -270,6 +274,7 @@ TABLES: dict[str, Fields] = {
             "dola_layers": (),
             "token_healing": (False,),
         },
+        what_to_do="; answers will be without it if you change the file",
         without_effect=_BOOKKEEPING
         | _group(
             "how an answer is drawn is said with the question; without a word it is greedy",

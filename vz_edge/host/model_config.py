@@ -62,14 +62,21 @@ def tower_spec(vision: PreTrainedConfig) -> TowerSpec:
     config: Any = vision
     require("vision_config.num_channels", config.num_channels, 3)
     require("vision_config.hidden_act", config.hidden_act, "quick_gelu", "gelu")
+    image_size, patch_size = (
+        whole_number(f"vision_config.{name}", getattr(config, name)) for name in ("image_size", "patch_size")
+    )
+    if patch_size > image_size:
+        raise CheckpointError(
+            f"config.json: vision_config has patches of {patch_size} pixels in tiles of {image_size}; expected smaller"
+        )
     return TowerSpec(
         type="clip",
         hidden_size=whole_number("vision_config.hidden_size", config.hidden_size),
         intermediate_size=whole_number("vision_config.intermediate_size", config.intermediate_size),
         layers=whole_number("vision_config.num_hidden_layers", config.num_hidden_layers),
         heads=whole_number("vision_config.num_attention_heads", config.num_attention_heads),
-        image_size=whole_number("vision_config.image_size", config.image_size),
-        patch_size=whole_number("vision_config.patch_size", config.patch_size),
+        image_size=image_size,
+        patch_size=patch_size,
         activation=config.hidden_act,
         layer_norm_eps=positive("vision_config.layer_norm_eps", config.layer_norm_eps),
     )

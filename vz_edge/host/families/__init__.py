@@ -41,6 +41,8 @@ def check_family(config: dict[str, Any]) -> None:
     Raises CheckpointError for one of the original code that says nothing of its tower.
     """
     model_type = config.get("model_type")
+    if not isinstance(model_type, str):
+        raise _unsupported(model_type)
     is_original = model_type in original_llava.DECODER_TYPES
     if "mm_vision_tower" in config:
         if not is_original:
@@ -56,7 +58,7 @@ def check_family(config: dict[str, Any]) -> None:
 
 def _unsupported(model_type: Any) -> UnsupportedModelError:
     supported = sorted(name for family in FAMILIES.values() for name in family.MODEL_TYPES)
-    alone = " (a language model without a vision tower)" if model_type in DECODER_TYPES else ""
+    alone = " (a language model without a vision tower)" if str(model_type) in DECODER_TYPES else ""
     return UnsupportedModelError(
         f"model_type {model_type!r}{alone} is not supported; supported are {', '.join(supported)}, and checkpoints of "
         f"the original LLaVA code ({', '.join(sorted(original_llava.DECODER_TYPES))})"
