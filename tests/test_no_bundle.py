@@ -33,7 +33,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 SAID = {
     "llava-next-13b": "is a recipe's name; export it first (vz-edge export --model llava-next-13b) and give bundles/",
     "llava-1.5-7b": "is a recipe's name; its bundle is bundles/llava-1.5-7b",
-    "llava-next-14b": "if you mean the recipe llava-next-13b, export it first",
+    "llava-next-13": "if you mean the recipe llava-next-13b, export it first",
     "llava-hf/llava-1.5-7b-hf": "is a hub id, export it first: vz-edge export --model llava-hf/llava-1.5-7b-hf",
     f"street/{MANIFEST}": "is a part of the bundle street; give street",
     "street/decoder.onnx": "is a part of the bundle street; give street",

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from vz_edge.cli.planned import planned_recipe
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -34,19 +36,21 @@ COMMON_SIZES = (
 
 
 def command(
-    what: Annotated[str, typer.Argument(help="A bundle's folder, or a recipe's name.")],
+    what: Annotated[
+        str, typer.Argument(help="A bundle's folder; or what to export: a recipe, a checkpoint's folder, a hub id.")
+    ],
     bits: Annotated[
-        Literal["4", "8", "16"] | None, typer.Option(help="For a recipe: bits of the weights. Default: 4.")
+        Literal["4", "8", "16"] | None, typer.Option(help="Before an export: bits of the weights. Default: 4.")
     ] = None,
     format_: Annotated[
         Literal["onnx", "bnb"] | None,
-        typer.Option("--format", help="For a recipe: as for 'vz-edge export'. Default: onnx."),
+        typer.Option("--format", help="Before an export: as for 'vz-edge export'. Default: onnx."),
     ] = None,
     tokens: Annotated[
-        str | None, typer.Option(help="For a recipe: the budget, or 'all'. Default: the recipe's.")
+        str | None, typer.Option(help="Before an export: the budget, or 'all'. Default: the recipe's.")
     ] = None,
     target: Annotated[
-        Literal["cpu", "cuda"] | None, typer.Option(help="For a recipe: the target. Default: cpu.")
+        Literal["cpu", "cuda"] | None, typer.Option(help="Before an export: the target. Default: cpu.")
     ] = None,
     device: Annotated[
         str | None,
@@ -54,17 +58,16 @@ def command(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show a bundle's parts, budget and memory plan, or what exporting a recipe would give."""
-    from vz_edge.errors import RecipeError
-    from vz_edge.recipe import recipe_names
+    """Show a bundle's parts, budget and memory plan, or what an export would give; of a checkpoint, from its config."""
+    from vz_edge.bundle import MANIFEST
 
-    if Path(what).is_dir():
+    folder = Path(what)
+    checkpoint = (folder / "config.json").is_file() and not (folder / MANIFEST).is_file()
+    if "://" in what or (folder.exists() and not checkpoint):
         _refuse_for_a_bundle(what, {"bits": bits, "format": format_, "tokens": tokens, "target": target})
-        report = _of_bundle(Path(what), device)
-    elif what in recipe_names() or "/" not in what:
-        report = _of_recipe(what, format_ or "onnx", int(bits or 4), tokens, target or "cpu", device)  # type: ignore[arg-type]
+        report = _of_bundle(folder, device)
     else:
-        raise RecipeError(f"{what} is neither a bundle's folder nor a recipe's name ('vz-edge models' lists them)")
+        report = _of_recipe(what, format_ or "onnx", int(bits or 4), tokens, target or "cpu", device)  # type: ignore[arg-type]
     if as_json:
         print(json.dumps(report, indent=2))
     else:
@@ -124,9 +127,8 @@ def _of_recipe(
     from vz_edge.budget import parse_tokens
     from vz_edge.bundle import bitsandbytes_weights, default_weights
     from vz_edge.planning.memory import bundle_bytes, export_peak_rss_bytes
-    from vz_edge.recipe import load_recipe
 
-    recipe = load_recipe(name)
+    recipe = planned_recipe(name)
     model = recipe.model
     weights = bitsandbytes_weights(bits) if format_ == "bnb" else default_weights(bits)
     budget = parse_tokens(tokens or str(recipe.tokens), model.max_tiles, model.tower.patches)
