@@ -1,4 +1,4 @@
-"""What ``plan`` and ``inspect`` take for a model: a recipe's name, a checkpoint's folder or a hub id, as export does."""
+"""What ``plan`` and ``inspect`` take for a model, as export does: a recipe's name, a folder or a hub id."""
 
 from __future__ import annotations
 
