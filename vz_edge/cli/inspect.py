@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vz_edge.cli.planned import planned_recipe
+from vz_edge.cli.planned import planned_device, planned_recipe
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -158,12 +158,11 @@ def _memory_plan(
 ) -> dict[str, Any]:
     """What an answer about the picture of the most tiles takes, by stage and part."""
     from vz_edge.errors import DeviceError
-    from vz_edge.planning.devices import load_device
     from vz_edge.planning.plan import ANSWER_TOKENS, PROMPT_TOKENS
     from vz_edge.planning.predict import memory_plan
     from vz_edge.planning.question import Question, all_tokens
 
-    board = load_device(device or NATURAL_DEVICE[target])
+    board = planned_device(device or NATURAL_DEVICE[target])
     if (board.device_class == "cpu") != (target == "cpu"):
         kind = "a processor" if target == "cpu" else "a GPU"
         raise DeviceError(f"{board.name} cannot run what is exported for {target}; give --device {kind}'s profile")

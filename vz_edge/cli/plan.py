@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from vz_edge.cli.planned import planned_recipe
+from vz_edge.cli.planned import THIS_MACHINE, planned_device, planned_recipe
 
 if TYPE_CHECKING:
     from vz_edge.planning.plan import Asked, Row
@@ -28,7 +28,8 @@ def command(
         list[str] | None, typer.Option(help="Budgets: totals or 'all'. Default: what each recipe has.")
     ] = None,
     device: Annotated[
-        list[str] | None, typer.Option(help="Devices: names or profiles' .yaml files. Default: all of 'devices'.")
+        list[str] | None,
+        typer.Option(help="Devices: names, profiles' .yaml files, or 'this' machine. Default: all of 'devices'."),
     ] = None,
     runtime: Annotated[
         Literal["onnxruntime", "transformers"], typer.Option(help="Our bundles, or the paper's own code.")
@@ -48,6 +49,9 @@ def command(
     verbose: Annotated[
         bool, typer.Option("--verbose", help="A table per device: where memory goes, each verdict, what is assumed.")
     ] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="With the device 'this': measure it anew, not what was kept.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with memory by stage and part.")] = False,
     html_file: Annotated[
         Path | None, typer.Option("--html", help="Write a page with bars and every figure's source.")
@@ -65,15 +69,17 @@ def command(
     from vz_edge.planning.plan_page import page
     from vz_edge.planning.plan_text import to_json
 
+    if measure and not set(THIS_MACHINE) & {*(device or ()), solve_device}:
+        raise RequestError("--measure is for this machine; say --device this (or --solve this)")
     asked = Asked(runtime, tiles, prompt_tokens, answer_tokens, max_context, frames_per_minute)
     if solve_device is not None:
         if device:
             raise RequestError("--solve names the device itself; leave --device out")
-        rows = _solve(solve_device, within_sec, asked, model, bits, tokens)
+        rows = _solve(solve_device, measure, within_sec, asked, model, bits, tokens)
     elif within_sec is not None:
         raise RequestError("--within-sec is a limit for --solve; give both or neither")
     else:
-        rows = _plan(device, asked, model or MODELS, bits or [4], tokens or [])
+        rows = _plan(device, measure, asked, model or MODELS, bits or [4], tokens or [])
     if html_file and rows:
         write_text(html_file, page(rows, asked))
     if as_json:
@@ -89,16 +95,21 @@ def command(
 
 
 def _plan(
-    devices: Sequence[str] | None, asked: Asked, models: Sequence[str], bits: Sequence[int], budgets: Sequence[str]
+    devices: Sequence[str] | None,
+    measure: bool,
+    asked: Asked,
+    models: Sequence[str],
+    bits: Sequence[int],
+    budgets: Sequence[str],
 ) -> list[Row]:
     """Every candidate on every device, the smallest device first."""
-    from vz_edge.planning.devices import device_names, load_device
+    from vz_edge.planning.devices import device_names
     from vz_edge.planning.plan import candidates, plan_row
     from vz_edge.planning.roofline import load_runtime
 
     found = candidates([planned_recipe(name) for name in models], bits, budgets)
     known = load_runtime(asked.runtime).classes
-    boards = [load_device(name) for name in devices or device_names()]
+    boards = [planned_device(name, measure) for name in devices or device_names()]
     if not devices:
         boards = sorted(
             (board for board in boards if board.device_class in known), key=lambda board: board.app_memory_bytes.value
@@ -108,21 +119,20 @@ def _plan(
 
 def _solve(
     name: str,
+    measure: bool,
     within_sec: float | None,
     asked: Asked,
     models: Sequence[str] | None,
     bits: Sequence[int] | None,
     budgets: Sequence[str] | None,
 ) -> list[Row]:
-    from vz_edge.planning.devices import load_device
     from vz_edge.planning.plan import ALL_BITS, candidates, solve
     from vz_edge.recipe import recipe_names
 
-    board = load_device(name)
     found = []
     for recipe in map(planned_recipe, models or recipe_names()):
         if recipe.demonstration:  # it fits everywhere and is of no use to anybody's robot
             continue
         totals = budgets or [*map(str, recipe.presets), "all"]
         found += candidates([recipe], bits or ALL_BITS, totals)
-    return solve(found, board, asked, within_sec)[:SHOWN]
+    return solve(found, planned_device(name, measure), asked, within_sec)[:SHOWN]

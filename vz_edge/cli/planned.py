@@ -1,12 +1,35 @@
-"""What ``plan`` and ``inspect`` take for a model, as export does: a recipe's name, a folder or a hub id."""
+"""What plans take: as a model what export takes (a recipe, a folder, a hub id), as a device this machine too."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from vz_edge.planning.devices import DeviceProfile
     from vz_edge.recipe import Recipe
+
+THIS_MACHINE = ("this", "here")
+
+
+def planned_device(name: str, measure: bool = False) -> DeviceProfile:
+    """A device by its name or its profile's path; "this" or "here": this machine, measured where it was not yet.
+
+    ``measure``: measured anew. Raises DeviceError, DependencyError.
+    """
+    if name not in THIS_MACHINE:
+        from vz_edge.planning.devices import load_device
+
+        return load_device(name)
+    from vz_edge.profiling.this_machine import this_machine
+
+    return this_machine(measure, announce)
+
+
+def announce(line: str) -> None:
+    """Say on stderr what takes time."""
+    print(line, file=sys.stderr)
 
 
 def planned_recipe(model: str) -> Recipe:
