@@ -37,7 +37,7 @@ PAGE_FILES = {
     "/": (PAGE / "index.html", "text/html"),
     "/ui/page.css": (PAGE.parents[1] / "pages" / "page.css", "text/css"),  # the look of all pages
     "/ui/style.css": (PAGE / "style.css", "text/css"),
-    "/ui/sample.webp": (PAGE / "sample.webp", "image/webp"),  # examples/scene.png, smaller
+    "/ui/sample.webp": (PAGE / "sample.webp", "image/webp"),  # examples/scene.jpg, in fewer bytes
     **{f"/ui/{name}.js": (PAGE / f"{name}.js", "text/javascript") for name in SCRIPTS},
 }
 PAGE_PATHS = frozenset(PAGE_FILES)
