@@ -9,7 +9,7 @@ import pytest
 from tests.cli.test_cli import vz_edge
 from tests.tiny import make_checkpoint
 from vz_edge.errors import CheckpointError, RecipeError
-from vz_edge.host import source
+from vz_edge.host import described, source
 from vz_edge.host.described import recipe_of
 from vz_edge.host.export import ExportRequest, plan_export
 from vz_edge.recipe import load_recipe
@@ -37,7 +37,7 @@ def test_of_a_hub_id_only_the_config_is_downloaded(tmp_path: Path, monkeypatch: 
         asked.append((hub_id, patterns))
         return tmp_path / "mine"
 
-    monkeypatch.setattr(source, "download", download)
+    monkeypatch.setattr(described, "download", download)
     assert recipe_of("someone/their-llava").name == "their-llava"
     assert asked == [("someone/their-llava", ("config.json",))]
     assert recipe_of("llava-next-13b") == load_recipe("llava-next-13b") and len(asked) == 1

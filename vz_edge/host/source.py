@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from vz_edge.recipe import ModelSpec, Recipe, data_folder, load_recipe, recipe_n
 
 # Weights as safetensors, and every small file that says how to use them; no pickles, no code.
 HUB_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer.model")
-CONFIG_PATTERNS = ("config.json",)
 
 
 @dataclass(frozen=True)
@@ -26,16 +24,12 @@ class Source:
     recipe: Recipe | None
 
 
-def resolve(model: str, fetch: Callable[[str], Path] | None = None) -> Source:
-    """Find (and if need be ``fetch`` by its hub id: ``download``) what ``--model`` names.
-
-    Raises RecipeError or CheckpointError.
-    """
-    fetch = fetch or download
+def resolve(model: str) -> Source:
+    """Find (and if need be download) what ``--model`` names. Raises RecipeError or CheckpointError."""
     if model in recipe_names():
         recipe = load_recipe(model)
         embedded = data_folder("export") / recipe.checkpoint
-        folder = embedded if embedded.is_dir() else fetch(recipe.checkpoint)
+        folder = embedded if embedded.is_dir() else download(recipe.checkpoint)
         return Source(recipe.name, recipe.checkpoint, folder, recipe)
     path = Path(model).expanduser()
     if path.is_dir():
@@ -46,7 +40,7 @@ def resolve(model: str, fetch: Callable[[str], Path] | None = None) -> Source:
             f"--model {model} is neither a recipe, nor a folder, nor a hub id (owner/name); nearest recipes: "
             f"{', '.join(near)} ('vz-edge models' lists them all)"
         )
-    return Source(model.split("/")[1], model, fetch(model), None)
+    return Source(model.split("/")[1], model, download(model), None)
 
 
 def resolve_tower(config: dict[str, Any], folder: Path) -> Path:
@@ -54,13 +48,11 @@ def resolve_tower(config: dict[str, Any], folder: Path) -> Path:
     name = config.get("mm_vision_tower")
     if not isinstance(name, str):
         raise CheckpointError(f"{folder} holds no vision tower and its config.json names none (mm_vision_tower)")
-    return tower_beside(name, folder) or download(name)
-
-
-def tower_beside(name: str, folder: Path) -> Path | None:
-    """The folder of the tower ``name``: that path, or one of its last name beside the checkpoint's ``folder``."""
     beside = folder.parent / name.rsplit("/", maxsplit=1)[-1]
-    return next((candidate for candidate in (Path(name), beside) if candidate.is_dir()), None)
+    for candidate in (Path(name), beside):
+        if candidate.is_dir():
+            return candidate
+    return download(name)
 
 
 def matching_recipe(spec: ModelSpec) -> Recipe | None:
@@ -87,13 +79,8 @@ def _described(model: ModelSpec) -> str:
     return f"{family} with a {decoder} decoder ({layers} layers, {hidden_size} wide, {kv_heads} KV heads)"
 
 
-def download_config(hub_id: str) -> Path:
-    """Download a hub repository's config.json alone. Raises CheckpointError."""
-    return download(hub_id, CONFIG_PATTERNS)
-
-
-def download(hub_id: str, patterns: Sequence[str] = HUB_PATTERNS) -> Path:
-    """Download a hub repository's files of these names into the Hugging Face cache. Raises CheckpointError."""
+def download(hub_id: str, patterns: tuple[str, ...] = HUB_PATTERNS) -> Path:
+    """Download a hub repository's files of ``patterns`` into the Hugging Face cache. Raises CheckpointError."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
