@@ -48,7 +48,6 @@ SAID = {
     "https://example.org/models/street": "https://example.org/models/street is an address",
     "hf://llava-hf/llava-1.5-7b-hf": "hf://llava-hf/llava-1.5-7b-hf is an address",
     "": "it holds bundles; give one of them: street",
-    "nul\0byte": "does not exist",
 }
 
 
@@ -67,3 +66,9 @@ def test_every_command_that_takes_a_bundle_says_it(here: Path, command: str) -> 
     for given in ("llava-next-13b", f"street/{MANIFEST}", "https://example.org/models/street"):
         done = vz_edge(command, given)
         assert done.returncode == 2 and SAID[given] in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+@pytest.mark.parametrize("given", ["nul\0byte", "n" * 5000, "b/" + "n" * 5000])
+def test_what_is_no_path_at_all_is_no_bundle(here: Path, given: str) -> None:
+    with pytest.raises(BundleError):
+        read_manifest(Path(given))

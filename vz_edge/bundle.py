@@ -204,7 +204,7 @@ def read_manifest(folder: Path) -> Manifest:
     Raises BundleError, BundleVersionError or CorruptBundleError.
     """
     path = folder / MANIFEST
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise BundleError(why_no_bundle(folder, MANIFEST))
     try:
         data = json.loads(path.read_text(encoding="utf-8"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from contextlib import suppress
+from os.path import exists, isdir, isfile  # which say no of what is no path at all: too long, or with a zero byte
 from pathlib import Path
 
 from vz_edge.recipe import recipe_names
@@ -24,9 +25,9 @@ def why_no_bundle(path: Path, manifest: str) -> str:
     if match := ADDRESS.match(str(path)):
         address = f"{match[1]}://{str(path)[match.end() :]}"
         return f"{address} is an address; expected a bundle's folder on this machine: download it and give its folder"
-    if path.is_dir():
+    if isdir(path):
         return f"{path} is not a bundle (no {manifest}); {_about_folder(path, manifest)}"
-    if path.is_file():
+    if isfile(path):
         return f"{path} is a file, expected a bundle's folder; {_about_file(path, manifest)}"
     return f"{path} does not exist; {_about_name(path, manifest)}"
 
@@ -34,7 +35,7 @@ def why_no_bundle(path: Path, manifest: str) -> str:
 def _about_folder(path: Path, manifest: str) -> str:
     if inside := _enclosing_bundle(path, manifest):
         return f"it is a part of the bundle {inside}; give {inside}"
-    if (path / "config.json").is_file():
+    if isfile(path / "config.json"):
         return f"it is a checkpoint; export it first: vz-edge export --model {path}"
     if within := _bundles_in(path, manifest):
         return f"it holds bundles; give one of them: {_listed(within)}"
@@ -53,10 +54,10 @@ def _about_name(path: Path, manifest: str) -> str:
     name = str(path)
     if name in recipe_names():
         exported = EXPORTED_TO / name
-        if (exported / manifest).is_file():
+        if isfile(exported / manifest):
             return f"{name} is a recipe's name; its bundle is {exported}"
         return f"{name} is a recipe's name; export it first (vz-edge export --model {name}) and give {exported}"
-    if not path.is_absolute() and len(path.parts) == 2 and not path.parent.exists():
+    if not path.is_absolute() and len(path.parts) == 2 and not exists(path.parent):
         return f"expected a bundle's folder; if {name} is a hub id, export it first: vz-edge export --model {name}"
     neighbours = _bundles_in(path.parent, manifest) + _bundles_in(EXPORTED_TO, manifest)
     if near := difflib.get_close_matches(path.name, [found.name for found in neighbours], n=1, cutoff=0.8):
@@ -67,12 +68,12 @@ def _about_name(path: Path, manifest: str) -> str:
 
 
 def _enclosing_bundle(path: Path, manifest: str) -> Path | None:
-    return next((parent for parent in list(path.parents)[:2] if (parent / manifest).is_file()), None)
+    return next((parent for parent in list(path.parents)[:2] if isfile(parent / manifest)), None)
 
 
 def _bundles_in(folder: Path, manifest: str) -> list[Path]:
     with suppress(OSError, ValueError):  # there is no such folder, or it may not be read
-        return sorted(found for found in folder.iterdir() if (found / manifest).is_file() and found.name[0] != ".")
+        return sorted(found for found in folder.iterdir() if isfile(found / manifest) and found.name[0] != ".")
     return []
 
 

@@ -52,6 +52,20 @@ def test_more_candidates_than_two_have_a_row_each() -> None:
     assert "keeps up with 6 frames a minute on: orin-nx-16." in " ".join(done.stdout.split())
 
 
+def test_long_names_lose_no_letter(tmp_path: Path) -> None:
+    name = "the-board-in-the-left-arm-of-the-robot-in-the-second-hall"
+    profile = (data_folder("profiles") / "orin-nx-16.yaml").read_text().replace("name: orin-nx-16", f"name: {name}")
+    (tmp_path / f"{name}.yaml").write_text(profile)
+    for bits in (["4"], ["4", "8"]):
+        asked = [part for width in bits for part in ("--bits", width)]
+        board = str(tmp_path / f"{name}.yaml")
+        done = CliRunner().invoke(app, ["plan", "--device", board, *asked], env={"COLUMNS": "80"})
+        lines = done.stdout.splitlines()
+        assert max(map(len, lines)) <= 80 and "…" not in done.stdout
+        first, rest = lines[-20:], "".join(line.split()[0] for line in lines if line.split())
+        assert name in rest, first
+
+
 def test_verbose_says_everything_within_100_columns() -> None:
     done = CliRunner().invoke(app, ["plan", "--verbose"], env={"COLUMNS": "100"})
     assert done.exit_code == 0, done.output
@@ -124,6 +138,8 @@ def test_solve_shows_the_best_ten_or_says_there_is_none(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_planned_is_one_line_and_status_2(tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    standin.write_bundle(bundle)
     wrong = {
         "no device 'agx-orin'; nearest: agx-orin-": ("--device", "agx-orin"),
         "no recipe 'llava-next-14b'; nearest: llava-next-": ("--model", "llava-next-14b"),
@@ -139,6 +155,10 @@ def test_what_cannot_be_planned_is_one_line_and_status_2(tmp_path: Path) -> None
         "--solve names the device itself": ("--solve", "cpu", "--device", "cpu"),
         "no figures of transformers on a device of class cpu": ("--device", "cpu", "--runtime", "transformers"),
         "cannot be written": ("--device", "cpu", "--html", tmp_path / "absent" / "plan.html"),
+        "is a bundle, exported already; 'vz-edge inspect": ("--model", bundle),
+        "no recipe 'nnnn": ("--model", "n" * 5000),
+        "no device 'nnnn": ("--device", "n" * 5000),
+        "nnn does not exist; expected a device profile": ("--device", "/" + "n" * 5000),
     }
     for message, arguments in wrong.items():
         done = vz_edge("plan", *arguments)

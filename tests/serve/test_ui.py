@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -400,6 +401,32 @@ def test_what_is_no_answer_is_told_in_words(chromium: Any, url: str, stream: str
     visit.page.route("**/v1/chat/completions", lambda route: route.abort())
     visit.page.press("#question", "Enter")
     visit.page.locator("#answers li:first-child .note", has_text="The server does not answer").wait_for()
+
+
+def test_a_picture_that_is_refused_is_not_shown(chromium: Any, url: str) -> None:
+    visit = Visit(chromium, url)
+    visit.drop(SCENE)
+    refusal = {"status": 413, "json": {"error": {"message": "the picture is too large; send a smaller one"}}}
+    visit.page.route("**/ui/look", lambda route: route.fulfill(**refusal))
+    visit.page.set_input_files("#file", SCENE)
+    visit.page.locator("#problem", has_text="the picture is too large; send a smaller one").wait_for()
+    assert visit.page.is_visible("#sample") and not visit.page.is_visible("#canvas")
+    assert visit.page.is_disabled("#send")
+
+
+def test_what_is_known_from_before_is_told(chromium: Any, url: str) -> None:
+    details = {"cached_tokens": 80, "image_tokens": 75}
+    usage = {"prompt_tokens": 90, "completion_tokens": 3, "total_tokens": 93, "prompt_tokens_details": details}
+    timings = {"preprocess_sec": 0.0, "vision_sec": 0.0, "prefill_sec": 0.0, "decode_sec": 0.0}
+    told = f"data: {json.dumps({'choices': [], 'usage': usage, 'timings': timings})}\n\n"
+    visit = Visit(chromium, url)
+    visit.drop(SCENE)
+    stream = {"body": SAYING + told + ENDED % "stop", "content_type": "text/event-stream"}
+    visit.page.route("**/v1/chat/completions", lambda route: route.fulfill(**stream))
+    assert visit.ask("what?") == "A"
+    said = visit.page.text_content("li:first-child .usage")
+    assert "75 picture and 15 text tokens read (80 of them known from before), 3 written" in said
+    assert visit.wrong == []
 
 
 def test_terms_are_explained_under_the_pointer_and_by_key(chromium: Any, url: str) -> None:

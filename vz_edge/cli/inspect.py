@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator
+from os.path import exists, isfile  # which say no of what is no path at all
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -62,8 +63,8 @@ def command(
     from vz_edge.bundle import MANIFEST
 
     folder = Path(what)
-    checkpoint = (folder / "config.json").is_file() and not (folder / MANIFEST).is_file()
-    if "://" in what or (folder.exists() and not checkpoint):
+    checkpoint = isfile(folder / "config.json") and not isfile(folder / MANIFEST)
+    if "://" in what or (exists(folder) and not checkpoint):
         _refuse_for_a_bundle(what, {"bits": bits, "format": format_, "tokens": tokens, "target": target})
         report = _of_bundle(folder, device)
     else:

@@ -59,6 +59,8 @@ def print_plan(rows: Sequence[Row], asked: Asked) -> None:
 
 def _beside(rows: Sequence[Row], letters: Sequence[str]) -> Table:
     table = _table("device", "has", *(f"{name}\n{figure}" for name in letters for figure in FIGURES))
+    for column in table.columns[1:]:
+        column.no_wrap = True
     for device, of_device in itertools.groupby(rows, key=lambda row: row.device):
         cells = [cell for row in of_device for cell in _figures(row)]
         table.add_row(device.name, f"{device.app_memory_bytes.value / 1e9:.1f}", *cells)
@@ -67,7 +69,9 @@ def _beside(rows: Sequence[Row], letters: Sequence[str]) -> Table:
 
 def _listed(rows: Sequence[Row]) -> Table:
     table = _table("device", "has", "candidate", *FIGURES)
-    table.columns[2].justify = "left"
+    table.columns[2].justify, table.columns[2].overflow = "left", "fold"
+    for column in (table.columns[1], *table.columns[3:]):
+        column.no_wrap = True
     for device, of_device in itertools.groupby(rows, key=lambda row: row.device):
         for number, row in enumerate(of_device):
             name, has = (device.name, f"{device.app_memory_bytes.value / 1e9:.1f}") if number == 0 else ("", "")
@@ -166,7 +170,7 @@ def print_best(rows: Sequence[Row], asked: Asked) -> None:
 
 def _table(*columns: str) -> Table:
     table = Table(*columns, box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    table.columns[0].no_wrap = True
+    table.columns[0].overflow = "fold"  # a board of one's own may have any name
     for column in table.columns[1:]:
         column.justify = "right"
     return table

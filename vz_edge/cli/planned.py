@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from os.path import isdir, isfile  # which say no of what is no path at all
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,9 +38,16 @@ def planned_recipe(model: str) -> Recipe:
 
     Raises RecipeError, CheckpointError, UnsupportedModelError and DependencyError.
     """
+    from vz_edge.bundle import MANIFEST
+    from vz_edge.errors import RecipeError
     from vz_edge.recipe import load_recipe, recipe_names
 
-    if model in recipe_names() or ("/" not in model and not Path(model).is_dir()):
+    if isfile(Path(model) / MANIFEST):
+        raise RecipeError(
+            f"{model} is a bundle, exported already; 'vz-edge inspect {model} --device NAME' plans its memory, and "
+            f"'vz-edge profile {model} --device NAME' measures it beside its prediction"
+        )
+    if model in recipe_names() or ("/" not in model and not isdir(model)):
         return load_recipe(model)
     from vz_edge.device.dependencies import require_imports, require_installed
 

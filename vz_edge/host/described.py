@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from os.path import exists
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def recipe_of(model: str) -> Recipe:
 def _resolve_config(model: str) -> Source:
     """As ``resolve``, but of a hub id nothing is downloaded but the config."""
     path = Path(model).expanduser()
-    is_hub_id = model.count("/") == 1 and not path.exists() and not path.is_absolute() and not model.startswith(".")
+    is_hub_id = model.count("/") == 1 and not exists(path) and not path.is_absolute() and not model.startswith(".")
     return Source(model.split("/")[1], model, download(model, CONFIG), None) if is_hub_id else resolve(model)
 
 

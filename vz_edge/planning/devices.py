@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass, fields
+from os.path import isfile
 from pathlib import Path
 from typing import Literal
 
@@ -115,7 +116,7 @@ def load_device(name_or_path: str | Path) -> DeviceProfile:
     if name in device_names():
         return parse_device(data_folder("profiles") / f"{name}.yaml")
     path = Path(name_or_path)
-    if path.is_file():
+    if isfile(path):  # which says no of what is no path at all
         return parse_device(path)
     if path.suffix in (".yaml", ".yml") or "/" in name:
         raise DeviceError(f"{name} does not exist; expected a device profile ('vz-edge devices' lists those by name)")

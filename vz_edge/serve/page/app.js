@@ -86,6 +86,7 @@ async function look() {
     tell(null);
     show();
   } catch (error) {
+    if (looking === request && !state.seen) showNothing();
     tell(error);
   } finally {
     if (looking === request) {
@@ -93,6 +94,12 @@ async function look() {
       $("send").disabled = !state.seen || isAnswering();
     }
   }
+}
+
+function showNothing() {
+  $("empty").hidden = false;
+  $("stage").classList.remove("filled");
+  $("canvas").hidden = $("seen").hidden = true;
 }
 
 function show() {

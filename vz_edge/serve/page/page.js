@@ -23,6 +23,7 @@ export function tell(error) {
   if (error?.name === "AbortError") return;
   $("problem").textContent = error ? error.message : "";
   $("problem").hidden = !error;
+  if (error) $("problem").scrollIntoView({ block: "nearest" });
 }
 
 export const askForToken = () => ($("token-form").hidden = false);
