@@ -67,7 +67,7 @@ def test_long_names_lose_no_letter(tmp_path: Path) -> None:
 
 
 def test_verbose_says_everything_within_100_columns() -> None:
-    done = CliRunner().invoke(app, ["plan", "--verbose"], env={"COLUMNS": "100"})
+    done = CliRunner().invoke(app, ["plan", "-v"], env={"COLUMNS": "100"})
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
     assert max(map(len, lines)) <= 100

@@ -414,7 +414,7 @@ def test_a_picture_that_is_refused_is_not_shown(chromium: Any, url: str) -> None
     assert visit.page.is_disabled("#send")
 
 
-def test_what_is_known_from_before_is_told(chromium: Any, url: str) -> None:
+def test_what_was_read_before_is_told(chromium: Any, url: str) -> None:
     details = {"cached_tokens": 80, "image_tokens": 75}
     usage = {"prompt_tokens": 90, "completion_tokens": 3, "total_tokens": 93, "prompt_tokens_details": details}
     timings = {"preprocess_sec": 0.0, "vision_sec": 0.0, "prefill_sec": 0.0, "decode_sec": 0.0}
@@ -425,7 +425,7 @@ def test_what_is_known_from_before_is_told(chromium: Any, url: str) -> None:
     visit.page.route("**/v1/chat/completions", lambda route: route.fulfill(**stream))
     assert visit.ask("what?") == "A"
     said = visit.page.text_content("li:first-child .usage")
-    assert "75 picture and 15 text tokens read (80 of them known from before), 3 written" in said
+    assert "75 picture and 15 text tokens, 80 of them read before, 3 written" in said
     assert visit.wrong == []
 
 

@@ -47,7 +47,8 @@ def command(
     ] = None,
     within_sec: Annotated[float | None, typer.Option(help="With --solve: the latest first token, in seconds.")] = None,
     verbose: Annotated[
-        bool, typer.Option("--verbose", help="A table per device: where memory goes, each verdict, what is assumed.")
+        bool,
+        typer.Option("--verbose", "-v", help="A table per device: where memory goes, each verdict, what is assumed."),
     ] = False,
     measure: Annotated[
         bool, typer.Option("--measure", help="With the device 'this': measure it anew, not what was kept.")

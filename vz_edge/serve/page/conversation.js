@@ -181,10 +181,10 @@ function showTimings(item, timings, usage) {
   const { image_tokens: image, cached_tokens: cached } = usage.prompt_tokens_details;
   const written = usage.completion_tokens;
   const speed = written > 1 ? `, ${rate(written - 1, timings.decode_sec)} a second after the first` : "";
-  const known = cached ? ` (${cached} of them known from before)` : "";
+  const read = cached ? `, ${cached} of them read before` : " read";
   item.querySelector(".usage").textContent =
     `First token after ${sec(total - timings.decode_sec)}. ${image} picture and ${usage.prompt_tokens - image} ` +
-    `text tokens read${known}, ${written} written${speed}.`;
+    `text tokens${read}, ${written} written${speed}.`;
 }
 
 $("schema").value = SCHEMA;
