@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -427,6 +428,13 @@ def test_what_was_read_before_is_told(chromium: Any, url: str) -> None:
     said = visit.page.text_content("li:first-child .usage")
     assert "75 picture and 15 text tokens, 80 of them read before, 3 written" in said
     assert visit.wrong == []
+
+
+def test_every_term_has_an_explanation_and_is_used() -> None:
+    text = {path: file.read_text(encoding="utf-8") for path, (file, _) in PAGE_FILES.items() if "webp" not in path}
+    terms = text["/ui/terms.js"].partition("const TERMS = {")[2].partition("};")[0]
+    explained = re.findall(r'^  "?([\w ]+)"?:', terms, re.MULTILINE)
+    assert sorted(explained) == sorted(set(re.findall('data-term="([^"]+)"', text["/"])))
 
 
 def test_terms_are_explained_under_the_pointer_and_by_key(chromium: Any, url: str) -> None:

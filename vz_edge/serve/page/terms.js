@@ -3,21 +3,36 @@
 import { $ } from "./page.js";
 
 const TERMS = {
-  "system prompt": "What the model is told before the conversation: who it is, and how to answer. Not every model was trained with one.",
+  "system prompt":
+    "What the model is told before the conversation: who it is, and how to answer. Not every model was " +
+    "trained with one.",
   choices: "The answer is one of the words that you give, whatever the model would rather say.",
   schema: "The answer is JSON that fits a JSON schema: the model can write nothing else.",
-  "token budget": "How many tokens a picture may become, at the largest number of tiles. Fewer are read sooner and show less.",
-  dominant: "Dominant tokens: the patches of a tile that CLS, the token that sums up a tile, attends to most. They are kept as they are.",
+  "token budget":
+    "How many tokens a picture may become, at the largest number of tiles. Fewer are read sooner and show " +
+    "less.",
+  dominant:
+    "Dominant tokens: the patches of a tile that CLS, the token that sums up a tile, attends to most. They " +
+    "are kept as they are.",
   contextual: "Contextual tokens: each is the mean of patches that look alike and were not kept by themselves.",
-  attention: "How much CLS, the token that sums up a tile, looks at each patch. The patches with the most become dominant.",
-  tile: "A tile: a square part of the picture that the vision tower looks at in one go. It is cut into patches of 14 x 14 pixels.",
+  attention:
+    "How much CLS, the token that sums up a tile, looks at each patch. The patches with the most become " +
+    "dominant.",
+  tile:
+    "A tile: a square part of the picture that the vision tower looks at in one go. It is cut into patches.",
   grid: "The tiles that hold the picture at full resolution, side by side.",
   "base tile": "The whole picture made small, as one more tile: the model sees the whole in it.",
   preprocess: "Cutting the picture into tiles, and pixels into numbers.",
   vision: "The vision tower turns the tiles into tokens. It is spared where the picture is known from before.",
-  prefill: "The language model reads the picture's and the conversation's tokens. What it remembers from before is spared.",
+  prefill:
+    "The language model reads the picture's and the conversation's tokens. What it remembers from before is " +
+    "spared.",
   decode: "The language model writes the answer, one token after the other.",
-  token: "A token: a piece of text of some characters, or a piece of the picture. Reading and writing take time per token.",
+  token:
+    "What the language model reads and writes one by one: a piece of text of some characters, or a piece of " +
+    "the picture.",
+  patch: "A square of 14 x 14 pixels of a tile, in most models. The vision tower makes one token of each.",
+  CLS: "A token that belongs to no patch: in it the vision tower sums up a whole tile.",
 };
 
 // Let whatever has data-term in `root` tell its term. What has no input of its own takes the focus itself.
