@@ -118,6 +118,7 @@ async function read(response, item) {
 }
 
 function newItem(question) {
+  for (const term of $("answers").querySelectorAll("[data-term]")) term.tabIndex = -1; // the newest answer's will do
   $("answers").prepend($("answer").content.cloneNode(true));
   const item = $("answers").firstElementChild;
   item.querySelector(".question").textContent = question;
