@@ -41,11 +41,13 @@ def test_each_figure_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert speed.busy_percent == 12.5 and list(tmp_path.iterdir()) == []
 
 
-def test_weights_are_read_from_memory_of_their_own(tmp_path: Path) -> None:
-    shapes = ((processor.INTERMEDIATE, processor.HIDDEN), (processor.HIDDEN, processor.INTERMEDIATE))
-    pair_bytes = sum(array.nbytes for shape in shapes for array in processor.quantised(shape).values())
-    assert processor.reading(tmp_path, 1, 2 * pair_bytes)() > 0
-    assert (tmp_path / "reading.data").stat().st_size == 2 * pair_bytes
+def test_weights_are_read_from_memory_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processor, "HIDDEN", 256)
+    monkeypatch.setattr(processor, "INTERMEDIATE", 512)
+    square, wide = (sum(a.nbytes for a in processor.quantised((256, width)).values()) for width in (256, 512))
+    two_layers_bytes = 8 * square + 6 * wide
+    assert processor.reading(tmp_path, 1, 3 * two_layers_bytes)() > 0
+    assert (tmp_path / "reading.data").stat().st_size == 3 * two_layers_bytes
 
 
 def test_the_weights_are_more_than_the_caches_and_less_than_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:

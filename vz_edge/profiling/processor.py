@@ -33,6 +33,7 @@ from vz_edge.profiling.processes import SETTLE_SEC
 
 ROWS, OUT_FEATURES, IN_FEATURES = 384, 11008, 2048
 HIDDEN, INTERMEDIATE = 2048, 5632  # of the products of one row
+DATA_FILE = "reading.data"
 BLOCK = 128
 ROUNDS, PRODUCTS = 5, 4
 LEAST_BYTES, CACHES = 256_000_000, 2  # the weights of the products of one row, and that in units of the last cache
@@ -65,7 +66,7 @@ def measure_processor(threads: int, rounds: int = ROUNDS) -> ProcessorSpeed:
         bandwidth_bytes_per_sec=medians["bandwidth"],
         threads=threads,
         busy_percent=busy,
-        bandwidth_of=f"weights read by products of one row, {HIDDEN} x {INTERMEDIATE} at 4 bits",
+        bandwidth_of=f"weights read by the products of one row of decoder layers at 4 bits, {HIDDEN} wide",
     )
 
 
@@ -100,26 +101,25 @@ def products(folder: Path, threads: int) -> dict[str, Callable[[], float]]:
 
 def reading(folder: Path, threads: int, weight_bytes: int) -> Callable[[], float]:
     """A function that sends one row through about ``weight_bytes`` of 4-bit weights and returns bytes per second."""
-    pair = {"up": (INTERMEDIATE, HIDDEN), "down": (HIDDEN, INTERMEDIATE)}
-    tensors = {f"{name}.{key}": value for name, shape in pair.items() for key, value in quantised(shape, "").items()}
-    blob = b"".join(tensor.tobytes() for tensor in tensors.values())
-    count = max(1, round(weight_bytes / len(blob)))
+    # Two layers: four products of attention each, and gate, up and down.
+    shapes = [(HIDDEN, HIDDEN)] * 8 + [(INTERMEDIATE, HIDDEN), (HIDDEN, INTERMEDIATE)] * 3
+    weights = {shape: quantised(shape) for shape in set(shapes)}
+    layers_bytes = sum(array.nbytes for shape in shapes for array in weights[shape].values())
+    count = max(1, round(weight_bytes / layers_bytes))
     nodes: list[Node] = []
-    stored: dict[str, StoredTensor] = {}
-    with (folder / "reading.data").open("wb") as file:
-        for number in range(count):
-            for name, tensor in tensors.items():  # the same numbers each time, in memory of their own
-                place = file.tell()
-                stored[f"{number}.{name}"] = StoredTensor(
-                    tensor.shape, tensor.dtype.name, file.name.rsplit("/", 1)[-1], place, tensor.nbytes
-                )
-                file.write(tensor.tobytes())
-            x, y = "x" if number == 0 else f"{number - 1}.y", "y" if number == count - 1 else f"{number}.y"
-            nodes.append(matmul_nbits(x, f"{number}.up", f"{number}.wide", pair["up"], BLOCK))
-            nodes.append(matmul_nbits(f"{number}.wide", f"{number}.down", y, pair["down"], BLOCK))
+    tensors: dict[str, StoredTensor] = {}
+    with (folder / DATA_FILE).open("wb") as file:
+        for number, shape in enumerate(shapes * count):
+            for name, array in weights[shape].items():  # the same numbers each time, in memory of their own
+                place = StoredTensor(array.shape, array.dtype.name, DATA_FILE, file.tell(), array.nbytes)
+                tensors[f"{number}.{name}"] = place
+                file.write(array.tobytes())
+            x = f"{number - 1}.y" if number else "x"
+            y = f"{number}.y" if number < len(shapes) * count - 1 else "y"
+            nodes.append(matmul_nbits(x, f"{number}.w", y, shape, BLOCK))
     path = folder / "reading.onnx"
-    path.write_bytes(model_bytes(nodes, stored, "float32", (HIDDEN, HIDDEN)))
-    return _timed(path, threads, 1, (HIDDEN, HIDDEN), PRODUCTS, PRODUCTS * count * len(blob))
+    path.write_bytes(model_bytes(nodes, tensors, "float32", (HIDDEN, HIDDEN)))
+    return _timed(path, threads, 1, (HIDDEN, HIDDEN), PRODUCTS, PRODUCTS * count * layers_bytes)
 
 
 def device_profile(name: str, speed: ProcessorSpeed) -> dict[str, Any]:
@@ -155,14 +155,14 @@ def _figure(value: float, source: str) -> dict[str, Any]:
     return {"value": float(f"{value:.3g}"), "source": source}
 
 
-def quantised(shape: tuple[int, int], prefix: str = "w.") -> dict[str, np.ndarray]:
+def quantised(shape: tuple[int, int]) -> dict[str, np.ndarray]:
     """Random 4-bit weights that keep the size of what they multiply: [out, blocks, block / 2] and what goes with it."""
     rng, (rows, columns) = np.random.default_rng(0), shape
     blocks = columns // BLOCK
     return {
-        f"{prefix}packed": rng.integers(0, 256, (rows, blocks, BLOCK // 2), dtype=np.uint8),
-        f"{prefix}scales": np.full((rows, blocks), 1 / (4.6 * columns**0.5), np.float32),  # 4.6: the deviation of 0..15
-        f"{prefix}zero_points": np.full((rows, blocks // 2), 0x88, np.uint8),
+        "w.packed": rng.integers(0, 256, (rows, blocks, BLOCK // 2), dtype=np.uint8),
+        "w.scales": np.full((rows, blocks), 1 / (4.6 * columns**0.5), np.float32),  # 4.6: the deviation of 0..15
+        "w.zero_points": np.full((rows, blocks // 2), 0x88, np.uint8),
     }
 
 
