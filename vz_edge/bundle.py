@@ -29,6 +29,7 @@ from vz_edge.errors import (
     ExportError,
     TargetExistsError,
 )
+from vz_edge.no_bundle import why_no_bundle
 from vz_edge.recipe import ModelSpec
 
 FORMAT_VERSION = 3
@@ -216,9 +217,8 @@ def read_manifest(folder: Path) -> Manifest:
     Raises BundleError, BundleVersionError or CorruptBundleError.
     """
     path = folder / MANIFEST
-    if not path.is_file():
-        what = "is not a bundle (no vz_edge.json)" if folder.is_dir() else "does not exist"
-        raise BundleError(f"{folder} {what}; expected a folder written by 'vz-edge export'")
+    if not os.path.isfile(path):
+        raise BundleError(why_no_bundle(folder, MANIFEST))
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         version = data["format_version"]

@@ -120,6 +120,11 @@ class ModelSpec:
         side = self.tower.image_size
         return 1 + max(((height // side) * (width // side) for height, width in self.grid_pinpoints), default=0)
 
+    @property
+    def default_tokens(self) -> int:
+        """The total of a model without a recipe: a ninth of all tokens, the paper's middle setting."""
+        return self.tower.patches // 9 * self.max_tiles
+
 
 @dataclass(frozen=True)
 class PromptSpec:
@@ -163,7 +168,8 @@ class PublishedAccuracy:
 class Recipe:
     """One file of ``export/``. ``presets`` are the paper's totals, ``tokens`` the default budget.
 
-    ``vanilla_7b`` is the recipe of the family's 7B, which a plan compares with.
+    ``vanilla_7b`` is the recipe of the family's 7B, which a plan compares with. A ``demonstration`` is a model to try
+    the tools with, which a plan never recommends.
     """
 
     name: str
@@ -175,6 +181,7 @@ class Recipe:
     image_mode: Literal["stock", "pad"] = "stock"
     vanilla_7b: str | None = None
     published_accuracy: PublishedAccuracy | None = None
+    demonstration: bool = False
 
 
 def data_folder(name: str) -> Path:

@@ -111,6 +111,12 @@ def test_verify_hashes_and_looks_again(folder: Path) -> None:
     done = vz_edge("verify", folder / "bundle")
     assert done.returncode == 0, done.stderr
     assert "every hash is as recorded" in done.stdout and "100.0% of the kept positions" in done.stdout
+    assert (
+        done.stdout.splitlines()[-1]
+        == "verdict: as exported: nothing differs but rounding, and the next token is the same"
+    )
+    quick = vz_edge("verify", folder / "bundle", "--hashes-only")
+    assert quick.stdout.splitlines()[-1].startswith("verdict: the files are what was exported")
 
 
 def test_inspect_a_bundle_and_a_recipe(folder: Path) -> None:

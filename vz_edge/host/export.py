@@ -196,9 +196,7 @@ def resolve_budgets(request: ExportRequest, model: ModelSpec, default: int | Non
         if request.dominant is None or request.contextual is None:
             raise BudgetError("--dominant and --contextual go together; for one number use --tokens")
         return (check_budget(TokenBudget(request.dominant, request.contextual), patches),)
-    # A folder or hub id has no recipe: then a ninth of the tokens, the paper's middle setting.
-    ninth = patches // 9 * model.max_tiles
-    return parse_budgets(request.tokens or str(default or ninth), model.max_tiles, patches)
+    return parse_budgets(request.tokens or str(default or model.default_tokens), model.max_tiles, patches)
 
 
 def write_bundle(plan: ExportPlan, progress: Progress) -> Manifest:

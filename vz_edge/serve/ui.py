@@ -32,17 +32,18 @@ from vz_edge.serve.problem import CLIENT_CLOSED_REQUEST, Problem, errors_of, inv
 from vz_edge.serve.settings import Settings
 
 PAGE = Path(__file__).parent / "page"
+SCRIPTS = ("app", "camera", "conversation", "drawing", "page", "server", "terms")
 PAGE_FILES = {
     "/": (PAGE / "index.html", "text/html"),
     "/ui/page.css": (PAGE.parents[1] / "pages" / "page.css", "text/css"),  # the look of all pages
     "/ui/style.css": (PAGE / "style.css", "text/css"),
-    "/ui/app.js": (PAGE / "app.js", "text/javascript"),
-    "/ui/drawing.js": (PAGE / "drawing.js", "text/javascript"),
+    "/ui/sample.webp": (PAGE / "sample.webp", "image/webp"),  # examples/scene.jpg, in fewer bytes
+    **{f"/ui/{name}.js": (PAGE / f"{name}.js", "text/javascript") for name in SCRIPTS},
 }
 PAGE_PATHS = frozenset(PAGE_FILES)
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Permissions-Policy": "camera=(self)",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
