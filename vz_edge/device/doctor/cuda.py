@@ -9,6 +9,7 @@ from pathlib import Path
 from vz_edge.device.cuda_libraries import wanted_libraries
 from vz_edge.device.doctor.finding import Finding, State
 from vz_edge.device.process import command_output
+from vz_edge.device.requirements import JETSON_GUIDE, install_command
 
 NAME = "CUDA libraries"
 LIBRARY_FOLDERS = ("usr/local/cuda/lib64", "usr/lib/aarch64-linux-gnu/nvidia", "usr/lib/aarch64-linux-gnu/tegra")
@@ -39,9 +40,9 @@ def cuda_finding(
         return Finding(NAME, "ok", "no NVIDIA GPU, none needed", needed_for="run")
     if cuda is None:
         fix = (
-            "install an onnxruntime-gpu that is built for Jetson (docs/jetson.md)"
+            f"install an onnxruntime-gpu that is built for Jetson ({JETSON_GUIDE})"
             if jetson
-            else "pip uninstall -y onnxruntime, then pip install 'vz-edge[gpu]'"
+            else f"pip uninstall -y onnxruntime, then {install_command('gpu')}"
         )
         detail = "an NVIDIA GPU is here, but this onnxruntime is built without CUDA and runs on the CPU"
         return Finding(NAME, "warning", detail, fix, "run")
@@ -62,5 +63,5 @@ def cuda_finding(
 
 def _fix(jetson: bool) -> str:
     if jetson:
-        return "sudo apt install nvidia-jetpack; the onnxruntime-gpu must be built for this JetPack (docs/jetson.md)"
+        return f"sudo apt install nvidia-jetpack; the onnxruntime-gpu must be built for this JetPack ({JETSON_GUIDE})"
     return "install the CUDA toolkit and cuDNN 9, or pip install 'onnxruntime-gpu[cuda,cudnn]'"
