@@ -139,10 +139,23 @@ class PublishedAccuracy:
 
 
 @dataclass(frozen=True)
+class ModelLicense:
+    """Under which licence the checkpoint is published, and where that was read.
+
+    ``note`` says what the publisher asks beyond it. A bundle made of the checkpoint is under the same terms.
+    """
+
+    name: str
+    source: str
+    note: str | None = None
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One file of ``export/``. ``presets`` are the paper's totals, ``tokens`` the default budget.
 
-    ``vanilla_7b`` is the recipe of the family's 7B, which a plan compares with.
+    ``vanilla_7b`` is the recipe of the family's 7B, which a plan compares with. ``license`` is the checkpoint's, not
+    that of this package; None where nobody wrote it down.
     """
 
     name: str
@@ -154,6 +167,7 @@ class Recipe:
     image_mode: Literal["stock", "pad"] = "stock"
     vanilla_7b: str | None = None
     published_accuracy: PublishedAccuracy | None = None
+    license: ModelLicense | None = None
 
 
 def data_folder(name: str) -> Path:

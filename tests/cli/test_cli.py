@@ -185,8 +185,13 @@ def test_what_is_missing_for_an_export_is_named_with_the_packages_to_install(mon
         )
 
 
-def test_models_lists_every_recipe() -> None:
-    assert [row["name"] for row in json.loads(vz_edge("models", "--json").stdout)] == recipe_names()
+def test_models_lists_every_recipe_with_the_license_of_its_weights() -> None:
+    rows = {row["name"]: row for row in json.loads(vz_edge("models", "--json").stdout)}
+    assert list(rows) == recipe_names()
+    assert rows["llava-next-13b"]["license"]["name"] == "Llama 2 Community License"
+    printed = vz_edge("models").stdout
+    for row in rows.values():
+        assert row["name"] in printed and row["checkpoint"] in printed and row["license"]["name"] in printed
 
 
 def test_what_a_person_gets_wrong_is_one_line_and_status_2(folder: Path) -> None:
