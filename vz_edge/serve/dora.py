@@ -13,7 +13,7 @@
             {"question": "Who is there?", "schema": ["nobody", "one person", "several people"]}
         inputs:
           image: {source: camera/image, queue_size: 1}
-          question: operator/question
+          question: person/question
         outputs: [answers]
 
 Written for and tested with dora-rs 1.1.
