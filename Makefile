@@ -20,11 +20,11 @@ test: $(VENV)/.test
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2
 
 $(VENV)/.demo: pyproject.toml constraints.txt
-	$(call install,cpu$(comma)export,3.4 GB$(comma) or 0.6 GB where a CPU build of torch is there already)
+	$(call install,cpu$(comma)export,2.9 GB$(comma) or 0.1 GB where a CPU build of torch is there already)
 	touch $@
 
 $(VENV)/.test: pyproject.toml constraints.txt
-	$(call install,cpu$(comma)export$(comma)dev,3.9 GB$(comma) or 1.1 GB where a CPU build of torch is there already)
+	$(call install,cpu$(comma)export$(comma)dev,3.2 GB$(comma) or 0.5 GB where a CPU build of torch is there already)
 	touch $@
 
 # $(call install,EXTRAS,SIZE): this package and what the extras bring; says before what that costs.

@@ -1,4 +1,4 @@
-"""A dora node in place of a camera: sends examples/scene.jpg ten times a second, until somebody says that it is done."""
+"""A dora node in place of a camera: sends examples/scene.jpg ten times a second until somebody says it is done."""
 
 from __future__ import annotations
 

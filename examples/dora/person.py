@@ -1,4 +1,4 @@
-"""A dora node in place of a person: prints the answers, asks a question of the moment, and ends the dataflow with it."""
+"""A dora node in place of a person: prints answers, asks a question of the moment, and then ends the dataflow."""
 
 from __future__ import annotations
 

@@ -52,16 +52,17 @@ def cuda_finding(
     missing = [name for name in wanted if name not in found]
     state: State = "problem" if gpu else "warning"
     if not wanted:
-        return Finding(NAME, state, "onnxruntime does not say which CUDA it was built with", _fix(jetson), "run")
+        return Finding(NAME, state, "onnxruntime does not say which CUDA it was built with", _fix(jetson, cuda), "run")
     if not missing:
         detail, fix = "all found, yet the provider does not start", "compare the driver's CUDA version (nvidia-smi)"
         return Finding(NAME, state, f"{detail}; onnxruntime is built with CUDA {cuda}", fix, "run")
     detail = f"not found: {', '.join(missing)} (CUDA {cuda})"
-    fix = f"export LD_LIBRARY_PATH={os.pathsep.join(packaged)}" if packaged else _fix(jetson)
+    fix = f"export LD_LIBRARY_PATH={os.pathsep.join(packaged)}" if packaged else _fix(jetson, cuda)
     return Finding(NAME, state, detail, fix, "run")
 
 
-def _fix(jetson: bool) -> str:
+def _fix(jetson: bool, cuda: str | None) -> str:
     if jetson:
         return f"sudo apt install nvidia-jetpack; the onnxruntime-gpu must be built for this JetPack ({JETSON_GUIDE})"
-    return "install the CUDA toolkit and cuDNN 9, or pip install 'onnxruntime-gpu[cuda,cudnn]'"
+    toolkit = f"CUDA {cuda.split('.')[0]}" if cuda else "the CUDA toolkit"
+    return f"pip install 'onnxruntime-gpu[cuda,cudnn]', or install {toolkit} and cuDNN 9 in the system"
