@@ -140,7 +140,7 @@ class PublishedAccuracy:
 
 @dataclass(frozen=True)
 class ModelLicense:
-    """Under which licence the checkpoint is published, and where that was read.
+    """Under which license the checkpoint is published, and where that was read.
 
     ``note`` says what the publisher asks beyond it. A bundle made of the checkpoint is under the same terms.
     """

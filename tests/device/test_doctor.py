@@ -71,6 +71,14 @@ def test_what_is_old_or_missing_is_named_with_its_installation() -> None:
     assert not packages.export_is_expected({"torch": "2.6"}.get)
 
 
+def test_a_machine_that_only_runs_bundles_is_told_so_in_one_line() -> None:
+    versions = {"numpy": "2.1.0", "rich": "13.0"}
+    found = by_name(packages.package_findings(DEMANDS, versions.get, "3.12.3"))["export packages"]
+    assert (found.state, found.needed_for) == ("problem", "export")
+    assert found.detail == "not installed; only the machine that exports needs them"
+    assert found.fix == "pip install 'torch>=2.6'"
+
+
 def test_without_packaging_or_a_declaration_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     assert packages.package_findings(None)[0].state == "warning"
     monkeypatch.setitem(sys.modules, "packaging.specifiers", None)

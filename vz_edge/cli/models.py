@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def command(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """List the models that --model knows by name, and the licences of their weights."""
+    """List the models that --model knows by name, and the licenses of their weights."""
     from vz_edge.recipe import load_recipe, recipe_names
 
     recipes = [load_recipe(name) for name in recipe_names()]

@@ -72,8 +72,16 @@ def package_findings(
             f"make a virtual environment with Python {demands.python} and install vz-edge there",
         ),
         _group(base_requirements(demands), installed, "base packages", "both"),
-        _group(extra_requirements(demands, "export"), installed, "export packages", "export"),
+        _export_finding(extra_requirements(demands, "export"), installed),
     ]
+
+
+def _export_finding(requirements: list[Requirement], installed: Callable[[str], str | None]) -> Finding:
+    """In one line on a machine that only runs bundles, where a list of all that is missing would look like a fault."""
+    if installed("torch") or installed("transformers"):
+        return _group(requirements, installed, "export packages", "export")
+    detail = "not installed; only the machine that exports needs them"
+    return Finding("export packages", "problem", detail, pip_install(requirements), "export")
 
 
 def onnxruntime_finding(packages: dict[str, str]) -> Finding:
