@@ -39,6 +39,8 @@ NOT_RUN = {
     "make": "runs this test",
     "vz-edge export --model llava-next-13b": "downloads 26.7 GB from the hub; tests export vz-demo",
     "vz-edge serve": "runs until it is stopped; tests/serve starts servers",
+    "vz-edge doctor": "its exit status is this machine's; tests/device/test_doctor.py",
+    "vz-edge profile": "takes minutes; tests/profiling",
     "openssl": "a program of the system",
     "curl": "asks a server on another machine",
     "python -m vz_edge.serve.ros2": "needs ROS 2; tests/serve/test_ros2.py drives the node",
@@ -88,6 +90,8 @@ def desk(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "bundles").mkdir()
     (folder / "bundles" / "vz-demo").symlink_to(demo_bundle)
     (folder / "llava-13b").symlink_to(demo_bundle)
+    board = text_of("profiles/agx-orin-64.yaml").replace("name: agx-orin-64", "name: my-board")
+    (folder / "my-board.yaml").write_text(board, encoding="utf-8")
     scene = folder / "examples" / "scene.jpg"
     shutil.copy(scene, folder / "street.jpg")
     (folder / "frames").mkdir()

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import yaml
 
 import vz_edge
 
@@ -85,6 +86,15 @@ def test_the_changelogs_newest_version_is_this_one() -> None:
     versions = re.findall(r"^## (\S+)", (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     released = [version for version in versions if version != "Unreleased"]
     assert released[0] == vz_edge.__version__ and len(set(versions)) == len(versions)
+
+
+def test_the_workflows_run_on_every_python_that_is_promised() -> None:
+    pyproject = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
+    promised = re.findall(r"Programming Language :: Python :: (3\.\d+)", pyproject)
+    for name, job in (("test", "test"), ("device", "import")):
+        workflow = yaml.safe_load((REPOSITORY / ".github" / "workflows" / f"{name}.yml").read_text(encoding="utf-8"))
+        assert workflow["jobs"][job]["strategy"]["matrix"]["python"] == promised
+    assert promised[0] in re.findall(r"requires-python = \">=(.*)\"", pyproject)
 
 
 def in_a_process(*arguments: str) -> subprocess.CompletedProcess[str]:
