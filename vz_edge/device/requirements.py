@@ -9,6 +9,7 @@ packages of the extra instead, which is right wherever vz-edge itself was instal
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -30,17 +31,19 @@ class Declared:
 
 
 def declared() -> Declared | None:
-    """From the installed package's metadata, else from the clone; None where there is neither."""
+    """From the installed package's metadata, else from the clone (Python 3.11 or later); None where there is neither."""
     try:
         package = metadata.distribution("vz-edge")
         return Declared(package.metadata["Requires-Python"] or "", tuple(package.requires or ()))
     except metadata.PackageNotFoundError:
         pass
-    try:
-        import tomllib  # Python 3.11
+    if sys.version_info < (3, 11):
+        return None
+    import tomllib  # which came with 3.11
 
+    try:
         project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
-    except (ImportError, OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError):
         return None
     extras = project["optional-dependencies"].items()
     optional = [_of_extra(requirement, extra) for extra, lines in extras for requirement in lines]
