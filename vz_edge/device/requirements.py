@@ -31,23 +31,26 @@ class Declared:
 
 
 def declared() -> Declared | None:
-    """From the installed package's metadata, else from the clone (Python 3.11 or later); None where there is neither."""
+    """From the installed package's metadata, else from the clone; None where there is neither, or no tomllib."""
     try:
         package = metadata.distribution("vz-edge")
         return Declared(package.metadata["Requires-Python"] or "", tuple(package.requires or ()))
     except metadata.PackageNotFoundError:
-        pass
-    if sys.version_info < (3, 11):
-        return None
-    import tomllib  # which came with 3.11
+        return _of_clone()
 
-    try:
-        project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
-    except (OSError, ValueError, KeyError):
-        return None
-    extras = project["optional-dependencies"].items()
-    optional = [_of_extra(requirement, extra) for extra, lines in extras for requirement in lines]
-    return Declared(project["requires-python"], (*project["dependencies"], *optional))
+
+def _of_clone() -> Declared | None:
+    if sys.version_info >= (3, 11):
+        import tomllib
+
+        try:
+            project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
+        except (OSError, ValueError, KeyError):
+            return None
+        extras = project["optional-dependencies"].items()
+        optional = [_of_extra(requirement, extra) for extra, lines in extras for requirement in lines]
+        return Declared(project["requires-python"], (*project["dependencies"], *optional))
+    return None
 
 
 def base_requirements(demands: Declared) -> list[Requirement]:
