@@ -354,6 +354,8 @@ def test_a_machine_with_nothing_still_gets_a_report(tmp_path: Path, monkeypatch:
 def test_a_jetson_with_a_wheel_of_another_board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_system(tmp_path, MEMORY | {"etc/nv_tegra_release": "# R36 (release), REVISION: 4.3, GCID: 1\n"})
     monkeypatch.setattr(cuda, "command_output", lambda *command: None)
+    monkeypatch.setattr(doctor, "folders_of_all", lambda names: [])  # not those of this environment
+    monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)
     trials = {
         (): Outcome({"version": "1.23.0", "build": "", "providers": [CUDA, providers.REMOTE, CPU], "cuda": "12.6"}),
         (CPU,): Outcome({"started": True, "error": "", "distance": 0.005}),

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from vz_edge.device import machine
-from vz_edge.device.cuda_libraries import packaged_folders, wanted_libraries
+from vz_edge.device.cuda_libraries import DRIVER, folders_of_all, wanted_libraries
 from vz_edge.device.doctor import cuda, jetson, packages, providers, resources
 from vz_edge.device.doctor.finding import Finding, reasons_against
 from vz_edge.device.process import Outcome, one_line, run_isolated
@@ -63,6 +63,7 @@ def _onnxruntime_findings(demands: Declared | None, root: Path, run: Callable[..
         findings += providers.provider_findings(name, trial, gpu)
     version = build.result["cuda"] if CUDA in trials else None
     wanted = wanted_libraries(version or "")
+    found = cuda.find_libraries(wanted, root)
     started = CUDA in trials and bool((trials[CUDA].result or {}).get("started"))
     return [
         *findings,
@@ -71,8 +72,8 @@ def _onnxruntime_findings(demands: Declared | None, root: Path, run: Callable[..
             gpu,
             board,
             started,
-            cuda.find_libraries(wanted, root),
-            packaged_folders(wanted),
+            found,
+            folders_of_all(name for name in wanted if name not in found and name != DRIVER),
         ),
     ]
 

@@ -34,7 +34,8 @@ def cuda_finding(
 ) -> Finding:
     """``cuda``: version that onnxruntime's CUDA provider was built with, "" if unknown, None without one.
 
-    ``started``: a session started on it; ``found`` and ``packaged`` as the functions above give them.
+    ``started``: a session started on it; ``found``: as find_libraries gives them; ``packaged``: folders of Python
+    packages that hold all others.
     """
     if cuda is None and not gpu:
         return Finding(NAME, "ok", "no NVIDIA GPU, none needed", needed_for="run")
