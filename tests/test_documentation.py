@@ -28,6 +28,7 @@ import pytest
 import yaml
 from PIL import Image
 
+import vz_edge
 from tests.documents import DOCUMENTS, REPOSITORY, Block, anchors, blocks, commands, links, table_rows, text_of
 from vz_edge.recipe import load_recipe, recipe_names
 
@@ -182,8 +183,6 @@ class Camera:
 
 def names(document: str, desk: Path) -> dict[str, Any]:
     """What the blocks of a document take for granted."""
-    import vz_edge
-
     frame = np.asarray(Image.open(desk / "street.jpg"))
     given: dict[str, Any] = {"vz_edge": vz_edge, "frame": frame, "camera": [frame]}
     if document in ("docs/sessions.md", "docs/streams.md"):
@@ -275,6 +274,14 @@ def test_links_lead_somewhere(document: str) -> None:
         assert found.exists(), f"{document}: {target}"
         if anchor:
             assert anchor in anchors(found.resolve().relative_to(REPOSITORY).as_posix()), f"{document}: {target}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_nobody_is_sent_to_an_index_for_vz_edge(document: str) -> None:
+    """It is on none: an extra is asked for in a clone (``.[cpu]``) or of a wheel, and the wheel is this version's."""
+    assert "vz-edge[" not in text_of(document)
+    wheels = re.findall(r"vz_edge-([\w.]+)-py3-none-any\.whl", text_of(document))
+    assert set(wheels) <= {vz_edge.__version__}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
