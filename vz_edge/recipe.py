@@ -165,11 +165,24 @@ class PublishedAccuracy:
 
 
 @dataclass(frozen=True)
+class ModelLicense:
+    """Under which license the checkpoint is published, and where that was read.
+
+    ``note`` says what the publisher asks beyond it. A bundle made of the checkpoint is under the same terms.
+    """
+
+    name: str
+    source: str
+    note: str | None = None
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One file of ``export/``. ``presets`` are the paper's totals, ``tokens`` the default budget.
 
     ``vanilla_7b`` is the recipe of the family's 7B, which a plan compares with. A ``demonstration`` is a model to try
-    the tools with, which a plan never recommends.
+    the tools with, which a plan never recommends. ``license`` is the checkpoint's, not that of this package; None where
+    nobody wrote it down.
     """
 
     name: str
@@ -182,6 +195,7 @@ class Recipe:
     vanilla_7b: str | None = None
     published_accuracy: PublishedAccuracy | None = None
     demonstration: bool = False
+    license: ModelLicense | None = None
 
 
 def data_folder(name: str) -> Path:

@@ -64,9 +64,9 @@ def test_weights_on_cuda_do_not_grow_the_arena() -> None:
     assert cuda["arena_extend_strategy"] == "kSameAsRequested" and cpu == {}
 
 
-def test_without_onnxruntime_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_onnxruntime_the_packages_to_install_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(DependencyError, match=r"vz-edge\[cpu\].*vz-edge\[gpu\]"):
+    with pytest.raises(DependencyError, match=r"pip install 'onnxruntime>=.*'onnxruntime-gpu>="):
         choose_providers(None, "cpu")
 
 

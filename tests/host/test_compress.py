@@ -393,10 +393,10 @@ def test_the_oracle_of_the_other_tests(plain: Plain) -> None:
 
 @pytest.mark.parametrize("missing", ["torch", "transformers"])
 def test_what_is_missing_is_named_with_how_to_install_it(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
-    monkeypatch.delitem(sys.modules, "vz_edge.host.compress")
+    monkeypatch.delitem(sys.modules, "vz_edge.host.compress", raising=False)  # whichever test came first
     monkeypatch.setitem(sys.modules, missing, None)
     for name in ("compress", "restore"):
-        with pytest.raises(DependencyError, match=rf"needs torch and transformers 5 .*{missing}.*'vz-edge\[export\]'"):
+        with pytest.raises(DependencyError, match=rf"needs torch and transformers 5 .*{missing}.*'transformers>="):
             getattr(vz_edge, name)
 
 

@@ -44,6 +44,7 @@ def command(
     max_context: Annotated[int | None, typer.Option(help="Refuse more tokens of context than this.")] = None,
 ) -> None:
     """Serve a bundle as an OpenAI-compatible API until SIGTERM or Ctrl-C, which let the answers in work finish."""
+    from vz_edge.device.requirements import install_command
     from vz_edge.errors import DependencyError
 
     try:
@@ -51,7 +52,7 @@ def command(
         from vz_edge.serve.engine import Engine
         from vz_edge.serve.server import bind, run, url_of
     except ImportError as error:
-        raise DependencyError(f"serving needs more packages ({error}); pip install 'vz-edge[serve]'") from error
+        raise DependencyError(f"serving needs more packages ({error}); {install_command('serve')}") from error
     from vz_edge.device.model import EdgeModel
 
     settings = Settings(

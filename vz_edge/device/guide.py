@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vz_edge.device.process import one_line
+from vz_edge.device.requirements import install_command
 from vz_edge.errors import AnswerError, DependencyError, RequestError
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ class GrammarCompiler:
             from llguidance import LLTokenizer
         except ImportError as error:
             raise DependencyError(
-                f"schema needs the package llguidance ({error}); pip install 'vz-edge[schema]', or give a list of "
+                f"schema needs the package llguidance ({error}); {install_command('schema')}, or give a list of "
                 "choices, which does not"
             ) from error
         with self._lock:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 from vz_edge.device.cuda_libraries import packaged_libraries, wanted_libraries
 from vz_edge.device.dependencies import require_imports
+from vz_edge.device.requirements import JETSON_GUIDE, install_command
 from vz_edge.errors import CorruptBundleError, DependencyError, ProviderError
 
 if TYPE_CHECKING:
@@ -118,7 +119,8 @@ def import_onnxruntime() -> ModuleType:
     """The onnxruntime module. Raises DependencyError where no package of it is installed, or it does not import."""
     if find_spec("onnxruntime") is None:
         raise DependencyError(
-            "onnxruntime is not installed; install it with pip install 'vz-edge[cpu]', or 'vz-edge[gpu]' for CUDA"
+            f"onnxruntime is not installed; {install_command('cpu')}, or for CUDA {install_command('gpu')}; "
+            f"for CUDA on a Jetson see {JETSON_GUIDE}"
         )
     remedy = "install a build of it for this machine ('vz-edge doctor' looks further)"
     require_imports("a bundle", ["onnxruntime"], remedy)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from vz_edge.budget import split_tokens
 from vz_edge.device.process import one_line
+from vz_edge.device.requirements import install_command
 from vz_edge.errors import BudgetError, CompressionError, DependencyError, UnsupportedModelError
 
 try:
@@ -27,7 +28,7 @@ try:
 except (ImportError, OSError) as error:  # OSError: a build of torch whose libraries are not on this machine
     raise DependencyError(
         f"vz_edge.compress needs torch and transformers 5 or later, which cannot be imported here ({one_line(error)}); "
-        "pip install 'vz-edge[export]'"
+        f"{install_command('export')}"
     ) from error
 
 from vz_edge.host.compressed_model import Compression, attach, compression_of, detach

@@ -33,6 +33,11 @@ def resolve(model: str) -> Source:
     if model in recipe_names():
         recipe = load_recipe(model)
         embedded = data_folder("export") / recipe.checkpoint
+        if not embedded.is_dir() and "/" not in recipe.checkpoint:  # no hub id: it comes with the sources
+            raise CheckpointError(
+                f"the checkpoint of {model} is in vz-edge's sources (export/{recipe.checkpoint}) and not in the "
+                f"installed package; give its folder in a clone: --model CLONE/export/{recipe.checkpoint}"
+            )
         folder = embedded if embedded.is_dir() else fetch(recipe.checkpoint)
         return Source(recipe.name, recipe.checkpoint, folder, recipe)
     path = Path(model).expanduser()
