@@ -39,6 +39,8 @@ class GraphDecoder(OnnxDecoder):
     without it. The graph's KV cache is allocated here, and kept.
     """
 
+    contexts_at_once: int | None = 1
+
     def __init__(self, session: InferenceSession, capacity: int) -> None:
         super().__init__(session)
         self._thread: int | None = None
@@ -91,6 +93,7 @@ class GraphContext(OnnxContext):
         if len(embeds) != 1:
             return super().append(embeds)
         check_append(self, 1)
+        self._longest = max(self._longest, self.length + 1)
         logits = self._decoder.step(embeds, self.length + 1)
         self.length += 1
         return logits

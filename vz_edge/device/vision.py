@@ -44,6 +44,12 @@ class VisionResult:
     scores: np.ndarray | None = None
     merged: np.ndarray | None = None
 
+    @property
+    def size_bytes(self) -> int:
+        """Memory that its arrays take."""
+        arrays = (self.features, self.kept, self.scores, self.merged)
+        return sum(array.nbytes for array in arrays if array is not None)
+
 
 class Vision(Protocol):
     """Encodes pictures for one model; safe to use from several threads."""
