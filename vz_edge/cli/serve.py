@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -37,6 +38,18 @@ def command(
         bool, typer.Option("--allow-remote-images", help="Fetch pictures from public web addresses, too.")
     ] = False,
     ui: Annotated[bool, typer.Option("--ui", help="A page for a browser, too, at the server's address.")] = False,
+    system: Annotated[
+        str | None, typer.Option(help="What the model is told first, where a conversation has no system prompt.")
+    ] = None,
+    cache_bytes: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Memory for KV caches and pictures of the last conversations; default: a quarter of what is "
+            "available, up to 4 GiB.",
+        ),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not log requests.")] = False,
     grace_sec: Annotated[float, typer.Option(help="How long answers may go on after SIGTERM.")] = 30.0,
     provider: Annotated[list[str] | None, typer.Option(help="As for 'vz-edge run'.")] = None,
     vision: Annotated[Literal["onnx", "torch"], typer.Option(help="As for 'vz-edge run'.")] = "onnx",
@@ -62,18 +75,30 @@ def command(
         max_pixels=max_pixels,
         remote=RemoteLimits() if allow_remote_images else None,
         ui=ui,
+        system=system,
     )
     check_exposure(host, settings.token)
+    _log_to_stderr(logging.WARNING if quiet else logging.INFO)
     with bind(host, port) as bound:
         model = EdgeModel.load(bundle, providers=provider, threads=threads, max_context=max_context, vision=vision)
-        engine = Engine(model, settings.queue_length)
+        engine = Engine(model, settings.queue_length, cache_bytes)
+        application = create_app(engine, settings)
         engine.start()
         greeting = _greeting(url_of(bound, host), engine.name, settings)
-        run(create_app(engine, settings), engine, bound, grace_sec, lambda: print(greeting, flush=True))
+        run(application, engine, bound, grace_sec, lambda: print(greeting, flush=True))
     if not engine.stop(STOP_SEC):
         # Reading a prompt cannot be interrupted, and the interpreter cannot end around a thread that does it.
         sys.stdout.flush()
         os._exit(0)
+
+
+def _log_to_stderr(level: int) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logger = logging.getLogger("vz_edge.serve")
+    logger.addHandler(handler)
+    logger.setLevel(level)
+    logger.propagate = False
 
 
 def _greeting(url: str, name: str, settings: Settings) -> str:

@@ -99,12 +99,8 @@ class Session:
         self._open: Generator[str, None, Reply] | None = None
         conversation = _Conversation()
         if system:
-            plain = self._ids(conversation.asked(PROBES[0]))
+            pipeline.chat.check_system(system)
             conversation = _Conversation((_message("system", system),))
-            if self._ids(conversation.asked(PROBES[0])) == plain:
-                raise RequestError(
-                    "the model's chat template leaves a system prompt out; put its words in front of the questions"
-                )
         self._check(conversation)
         self._reading = Reading(pipeline.decoder.start(self.context_length))
         self._conversation = conversation
