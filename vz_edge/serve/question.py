@@ -117,7 +117,7 @@ def _messages(request: ChatRequest, settings: Settings) -> list[dict[str, Any]]:
     """Messages as EdgeModel takes them, with the server's system prompt where they bring none."""
     messages = [_plain(message) for message in request.messages]
     if settings.system and not any(message["role"] == "system" for message in messages):
-        messages.insert(0, {"role": "system", "content": settings.system})
+        messages.insert(0, {"role": "system", "content": [{"type": "text", "text": settings.system}]})
     return messages
 
 
