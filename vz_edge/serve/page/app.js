@@ -338,12 +338,13 @@ function showTimings(item, timings, usage) {
     begun += seconds;
   });
   item.querySelector(".timings").hidden = false;
-  const image = usage.prompt_tokens_details.image_tokens;
+  const { image_tokens: image, cached_tokens: cached } = usage.prompt_tokens_details;
   const written = usage.completion_tokens;
   const speed = written > 1 ? `, ${rate(written - 1, timings.decode_sec)} a second after the first` : "";
+  const read = cached ? `, ${cached} of them read before` : " read";
   item.querySelector(".usage").textContent =
     `First token after ${sec(total - timings.decode_sec)}. ${image} picture and ${usage.prompt_tokens - image} ` +
-    `text tokens read, ${written} written${speed}.`;
+    `text tokens${read}, ${written} written${speed}.`;
 }
 
 const sec = (seconds) => (seconds < 1 ? `${(1000 * seconds).toFixed(0)} ms` : `${seconds.toFixed(2)} s`);
