@@ -259,6 +259,20 @@ ASKED = st.fixed_dictionaries(
 )
 
 
+def test_the_one_context_with_the_graph_is_kept_and_has_it_again(model: EdgeModel, decoders: dict[str, Any]) -> None:
+    """Its memory is the decoder's: all that it takes of the room is its pictures'."""
+    graph = two_budgets_of(model, decoders["graph"])
+    graph.context_length = standin.CONTEXT
+    picture_bytes = graph.encode(PICTURE).size_bytes
+    assert 2 * picture_bytes < standin.CONTEXT * graph.decoder.cache_bytes_per_token
+    for max_bytes in (2 * picture_bytes, 0):
+        cached = graph.cached(max_bytes)
+        for picture, known in ((PICTURE, False), (PICTURE, True), (OTHER, False), (PICTURE, False)):
+            reply = cached.ask(picture, "What is this?", max_new_tokens=COUNT)
+            assert (reply.cached_tokens > 0) == (known and max_bytes > 0)
+            assert len(decoders["graph"]._decoding) == (max_bytes > 0)
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.lists(ASKED, max_size=8), st.sampled_from([0, 3, 20]), st.sampled_from(sorted(TEMPLATES)))
 def test_any_course_of_conversations_is_answered_as_by_a_fresh_model(

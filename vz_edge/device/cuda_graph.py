@@ -88,12 +88,16 @@ class GraphContext(OnnxContext):
 
     _decoder: GraphDecoder
 
+    @property
+    def cache_bytes(self) -> int:
+        """As Context.cache_bytes: nothing, since the graph's KV cache stays when this goes."""
+        return 0
+
     def append(self, embeds: np.ndarray) -> np.ndarray:
         """As Context.append."""
         if len(embeds) != 1:
             return super().append(embeds)
         check_append(self, 1)
-        self._longest = max(self._longest, self.length + 1)
         logits = self._decoder.step(embeds, self.length + 1)
         self.length += 1
         return logits

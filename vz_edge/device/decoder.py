@@ -33,7 +33,7 @@ class Context(Protocol):
 
     @property
     def cache_bytes(self) -> int:
-        """Bytes of memory that its KV cache takes now; no less than they are."""
+        """Bytes of memory that its KV cache takes now, and gives back with it; no less than they are."""
 
     def append(self, embeds: np.ndarray) -> np.ndarray:
         """Read embeddings [n, hidden] and return the logits [vocab], float32, of the token after them.

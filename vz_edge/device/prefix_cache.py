@@ -112,7 +112,7 @@ class PrefixCache:
         """Keep ``reading``, in the place of others where need be, unless it is too large by itself."""
         size_bytes = reading.size_bytes
         with self._lock:
-            if self._has_room({}, size_bytes):
+            if self._max_bytes and self._has_room({}, size_bytes):  # with 0 not even what takes no memory of its own
                 self._make_room(size_bytes)
                 self._kept[reading] = size_bytes
 
