@@ -47,6 +47,7 @@ BURSTS, BURST_CLIENTS = 3, 3 * CLIENTS
 BROKEN = 32
 MALFORMED, SEED = 2000, 20_000
 ANSWER_TOKENS = 8
+CACHE_BYTES = 64 * 2**20  # fewer conversations than there are cases: most are let go before they come again
 CLOSED_SEC = 10.0  # a server has this long to hang up on who sends no more
 MOST_GROWTH_PERCENT = 5.0
 MB = 1e6
@@ -241,7 +242,8 @@ def measure(bundle: Path, minutes: float, malformed: int, work: Path, busy: floa
     """All phases against one server."""
     cases = make_cases(bundle)
     # A place for everyone: one more than may wait is being answered.
-    server = Server(bundle, work / "serve_load.log", "--queue-length", str(CLIENTS - 1), "-q")
+    options = ("--queue-length", str(CLIENTS - 1), "--cache-bytes", str(CACHE_BYTES), "-q")
+    server = Server(bundle, work / "serve_load.log", *options)
     try:
         memory: list[int] = []
         with sampled_memory(server.process.pid, memory):
@@ -270,6 +272,7 @@ def measure(bundle: Path, minutes: float, malformed: int, work: Path, busy: floa
             "vz-demo, 4 bits, 320 tokens; easy-VQA pictures, one question each; clients and server share the cores.",
             f"A place for each of the {CLIENTS} clients; bursts are of {BURST_CLIENTS}. Every other answer streams.",
             "Wrong: another text than EdgeModel.ask gave for that picture before.",
+            f"The server keeps {CACHE_BYTES / MB:.0f} MB of earlier requests, fewer than there are cases.",
             f"{BROKEN} connections were broken off between bursts and malformed requests.",
             f"Resident memory under load: {memory[0] / MB:.0f} MB at first, {statistics.median(memory) / MB:.0f} MB in "
             f"the median, {max(memory) / MB:.0f} MB at most; {last_bytes / MB:.0f} MB at the end of all.",

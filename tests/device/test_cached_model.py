@@ -128,6 +128,11 @@ def test_pictures_in_kept_prompts_are_not_encoded_again(model: EdgeModel, monkey
     assert len(seen) == 1
 
 
+def test_a_kept_picture_holds_no_memory_of_the_runtime(model: EdgeModel) -> None:
+    picture = model.cached(PLENTY).look(PICTURE).picture
+    assert picture.features.flags.owndata and picture.kept is not None and picture.kept.flags.owndata
+
+
 def test_the_least_recently_seen_picture_makes_room(model: EdgeModel, monkeypatch: pytest.MonkeyPatch) -> None:
     pictures = [np.full((60, 90, 3), value, np.uint8) for value in range(3)]
     cached = model.cached(8 * 2 * model.encode(PICTURE).size_bytes)

@@ -127,8 +127,7 @@ class CachedModel:
         assert key is not None
         found = self._pictures.get(key)  # where a question has a picture twice
         if found is None:
-            found = self._pipeline.vision.encode(picture, budget)
-            self._pictures.put(key, found)
+            found = self._pictures.put(key, self._pipeline.vision.encode(picture, budget))
         return found
 
 

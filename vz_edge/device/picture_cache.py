@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import weakref
+from dataclasses import replace
 from typing import NamedTuple
 
 from PIL import Image
@@ -56,11 +57,16 @@ class PictureCache:
                 self._keep(key, picture)
             return picture
 
-    def put(self, key: PictureKey, picture: VisionResult) -> None:
-        """Keep ``picture``, in the place of others where need be, unless it is too large by itself."""
+    def put(self, key: PictureKey, picture: VisionResult) -> VisionResult:
+        """Keep ``picture``, in the place of others where need be, unless it is too large by itself.
+
+        Returns it in memory of its own: ONNX Runtime's arrays lie among its activations, and hold these back.
+        """
+        owned = _copy(picture)
         with self._lock:
-            self._in_use[key] = picture
-            self._keep(key, picture)
+            self._in_use[key] = owned
+            self._keep(key, owned)
+        return owned
 
     def _keep(self, key: PictureKey, picture: VisionResult) -> None:
         self._kept.pop(key, None)
@@ -69,3 +75,10 @@ class PictureCache:
         self._kept[key] = picture
         while self.size_bytes > self._max_bytes:
             del self._kept[next(iter(self._kept))]
+
+
+def _copy(picture: VisionResult) -> VisionResult:
+    kept, scores, merged = (
+        None if array is None else array.copy() for array in (picture.kept, picture.scores, picture.merged)
+    )
+    return replace(picture, features=picture.features.copy(), kept=kept, scores=scores, merged=merged)
