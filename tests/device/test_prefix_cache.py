@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vz_edge.device.fake_decoder import FakeContext, FakeDecoder
-from vz_edge.device.prefix_cache import BLOCK_TOKENS, LEAST_SHARED_TOKENS, Item, PrefixCache, Reading, token_count
+from vz_edge.device.prefix_cache import BLOCK_TOKENS, LEAST_SHARED_TOKENS, Item, Prefix, PrefixCache, token_count
 from vz_edge.device.vision import VisionResult
 
 HIDDEN, VOCAB, CONTEXT = 8, 40, 1000
@@ -63,15 +63,15 @@ def words(seed: int, count: int = 40) -> list[Item]:
 
 def read(cache: PrefixCache, prompt: list[Item], answer: list[Item] = []) -> int:  # noqa: B006
     """Prefill a prompt and read an answer; how many tokens of the prompt were known."""
-    reading = cache.take(prompt, token_count(prompt) + len(answer))
-    known = reading.context.length
-    assert known == token_count(reading.items) < token_count(prompt)
-    assert reading.items == prompt[: len(reading.items)]
+    prefix = cache.take(prompt, token_count(prompt) + len(answer))
+    known = prefix.context.length
+    assert known == token_count(prefix.items) < token_count(prompt)
+    assert prefix.items == prompt[: len(prefix.items)]
     whole = [*prompt, *answer]
-    found = reading.context.append(embed(whole[len(reading.items) :]))
+    found = prefix.context.append(embed(whole[len(prefix.items) :]))
     np.testing.assert_array_equal(found, FakeDecoder(HIDDEN, VOCAB).start(CONTEXT).append(embed(whole)))
-    reading.hold(whole)
-    cache.put(reading)
+    prefix.hold(whole)
+    cache.put(prefix)
     return known
 
 
@@ -196,18 +196,18 @@ def test_any_course_of_prompts_is_read_as_anew(
         if end == "read":
             read(cache, prompt, words(5, 7))
         else:
-            reading = cache.take(prompt, token_count(prompt) + room)
-            assert reading.context.capacity >= token_count(prompt) + room
-            common = len(reading.items)
-            assert reading.items == prompt[:common]
+            prefix = cache.take(prompt, token_count(prompt) + room)
+            assert prefix.context.capacity >= token_count(prompt) + room
+            common = len(prefix.items)
+            assert prefix.items == prompt[:common]
             if end == "leave":
-                reading.context.append(embed(prompt[common:]))
-                reading.hold(prompt)
+                prefix.context.append(embed(prompt[common:]))
+                prefix.hold(prompt)
             else:
-                reading.hold(prompt)
-                assert reading.items == prompt[:common]
-            cache.put(reading)
-            del reading
+                prefix.hold(prompt)
+                assert prefix.items == prompt[:common]
+            cache.put(prefix)
+            del prefix
         assert cache.size_bytes <= max_bytes
         assert sum(context.cache_bytes for context in decoder.contexts) <= max_bytes
         assert decoder.contexts_at_once is None or len(decoder.contexts) <= decoder.contexts_at_once
@@ -215,15 +215,15 @@ def test_any_course_of_prompts_is_read_as_anew(
 
 @pytest.mark.parametrize("items", [[], [5], words(1)])
 def test_a_reading_holds_what_was_read_and_no_more(items: list[Item]) -> None:
-    reading = Reading(FakeDecoder(HIDDEN, VOCAB).start(CONTEXT))
+    prefix = Prefix(FakeDecoder(HIDDEN, VOCAB).start(CONTEXT))
     if items:
-        reading.context.append(embed(items))
-    reading.hold([*items, 1])
-    assert (reading.items, reading.context.length) == ([], 0)
-    reading = Reading(FakeDecoder(HIDDEN, VOCAB).start(CONTEXT))
-    reading.context.append(embed([*items, 1]))
-    reading.hold(items)
-    assert (reading.items, reading.context.length) == (items, len(items))
-    fork = reading.fork(len(items) // 2)
+        prefix.context.append(embed(items))
+    prefix.hold([*items, 1])
+    assert (prefix.items, prefix.context.length) == ([], 0)
+    prefix = Prefix(FakeDecoder(HIDDEN, VOCAB).start(CONTEXT))
+    prefix.context.append(embed([*items, 1]))
+    prefix.hold(items)
+    assert (prefix.items, prefix.context.length) == (items, len(items))
+    fork = prefix.fork(len(items) // 2)
     assert fork.items == items[: len(items) // 2]
-    assert reading.items == items
+    assert prefix.items == items

@@ -22,7 +22,7 @@ from vz_edge.device.image import ImageSource, Tiles, load_image
 from vz_edge.device.options import AskOptions
 from vz_edge.device.picture_cache import PictureCache, PictureKey, picture_key
 from vz_edge.device.pipeline import CheckedQuestion, Picture, Pictures, Pipeline, Prompt, Spent, listed
-from vz_edge.device.prefix_cache import Item, PrefixCache, Reading, token_count
+from vz_edge.device.prefix_cache import Item, Prefix, PrefixCache, token_count
 from vz_edge.device.reply import Reply, Stream
 from vz_edge.device.session import Look
 from vz_edge.device.vision import VisionResult
@@ -91,25 +91,25 @@ class CachedModel:
         ]
         looked = time.perf_counter()
         items = self._pipeline.items(question.ids, pictures)
-        reading = self._prompts.take(items, question.capacity)
+        prefix = self._prompts.take(items, question.capacity)
         spent = Spent(
             recall_sec + question.preprocess_sec,
             looked - started,
             time.perf_counter() - looked,
-            cached_tokens=reading.context.length,
+            cached_tokens=prefix.context.length,
         )
         try:
-            reply = yield from self._pipeline.answer(reading.context, question, len(reading.items), pictures, spent)
+            reply = yield from self._pipeline.answer(prefix.context, question, len(prefix.items), pictures, spent)
         except (VzEdgeError, GeneratorExit):  # after any other error nobody knows what the context holds
-            self._keep(reading, items)
+            self._keep(prefix, items)
             raise
         # The last token of an answer is chosen, never read.
-        self._keep(reading, [*items, *reply.token_ids[: reading.context.length - token_count(items)]])
+        self._keep(prefix, [*items, *reply.token_ids[: prefix.context.length - token_count(items)]])
         return reply
 
-    def _keep(self, reading: Reading, items: list[Item]) -> None:
-        reading.hold(items)
-        self._prompts.put(reading)
+    def _keep(self, prefix: Prefix, items: list[Item]) -> None:
+        prefix.hold(items)
+        self._prompts.put(prefix)
 
     def _recall(self, picture: Picture, budget: TokenBudget | None) -> tuple[PictureKey | None, Picture]:
         """The picture as it was encoded before, else its pixels, and the key of these."""

@@ -1,9 +1,9 @@
 """KV caches of the last prompts, kept so that a prompt goes on from the longest start that one of them holds.
 
->>> reading = cache.take(items, capacity)              # has read items[: len(reading.items)]
->>> logits = reading.context.append(embed(items[len(reading.items) :]))
->>> reading.hold(items)
->>> cache.put(reading)
+>>> prefix = cache.take(items, capacity)  # has read items[: len(prefix.items)]
+>>> logits = prefix.context.append(embed(items[len(prefix.items) :]))
+>>> prefix.hold(items)
+>>> cache.put(prefix)
 
 A prompt is a list of items: token ids of text, and whole pictures. Causal attention makes the keys and values of a
 token depend on the tokens before it alone, so two prompts that begin with the same items have that part of their KV
@@ -30,7 +30,7 @@ LEAST_SHARED_TOKENS = 16
 BLOCK_TOKENS = 256
 
 
-class Reading:
+class Prefix:
     """A context, and what it holds item by item."""
 
     def __init__(self, context: Context, items: Sequence[Item] = ()) -> None:
@@ -56,14 +56,14 @@ class Reading:
             self.items = list(items)
         self.context.rewind(token_count(self.items))
 
-    def fork(self, length: int | None = None, capacity: int | None = None) -> Reading:
+    def fork(self, length: int | None = None, capacity: int | None = None) -> Prefix:
         """A copy of the first ``length`` items, by default all, in a context of ``capacity`` tokens."""
         items = self.items[:length]
-        return Reading(self.context.fork(token_count(items), capacity), items)
+        return Prefix(self.context.fork(token_count(items), capacity), items)
 
 
 class PrefixCache:
-    """Readings of ``decoder``, no more than ``max_bytes`` of them; the least recently used are let go.
+    """Prefixes of ``decoder``, no more than ``max_bytes`` of them; the least recently used are let go.
 
     One that is taken belongs to whoever took it until it is put back. A context has at most ``context_length`` tokens.
     Safe to share between threads.
@@ -73,17 +73,17 @@ class PrefixCache:
         self._decoder = decoder
         self._context_length = context_length
         self._max_bytes = max_bytes
-        self._kept: dict[Reading, int] = {}  # and their bytes; the least recently used first
+        self._kept: dict[Prefix, int] = {}  # and their bytes; the least recently used first
         # A stream that nobody reads on is put back by the garbage collector, maybe in the midst of a call.
         self._lock = threading.RLock()
 
     @property
     def size_bytes(self) -> int:
-        """Memory of the readings that are kept."""
+        """Memory of the prefixes that are kept."""
         return sum(tuple(self._kept.values()))  # without the lock, which a copy holds for long
 
-    def take(self, items: Sequence[Item], capacity: int) -> Reading:
-        """A reading of the longest start of ``items`` that is known, for ``capacity`` tokens or more.
+    def take(self, items: Sequence[Item], capacity: int) -> Prefix:
+        """The longest start of ``items`` that is known, in a context for ``capacity`` tokens or more.
 
         It never holds all of them: the last has to be read, for its logits. What was kept makes room for it, so that
         all together are no more than ``max_bytes``, or than it alone needs.
@@ -94,7 +94,7 @@ class PrefixCache:
             found, common = self._longest(items[:-1])
             if found is None:
                 self._make_room(new_bytes)
-                return Reading(self._decoder.start(capacity))
+                return Prefix(self._decoder.start(capacity))
             found_bytes = self._kept.pop(found, found.size_bytes)
             shared = token_count(items[:common])
             if found.context.length - shared > shared and self._has_room({found: found_bytes}, new_bytes):
@@ -108,26 +108,26 @@ class PrefixCache:
             found.rewind_to_common(items[:common])
             return found
 
-    def put(self, reading: Reading) -> None:
-        """Keep ``reading``, in the place of others where need be, unless it is too large by itself."""
-        size_bytes = reading.size_bytes
+    def put(self, prefix: Prefix) -> None:
+        """Keep ``prefix``, in the place of others where need be, unless it is too large by itself."""
+        size_bytes = prefix.size_bytes
         with self._lock:
             if self._max_bytes and self._has_room({}, size_bytes):  # with 0 not even what takes no memory of its own
                 self._make_room(size_bytes)
-                self._kept[reading] = size_bytes
+                self._kept[prefix] = size_bytes
 
-    def _longest(self, items: Sequence[Item]) -> tuple[Reading | None, int]:
-        """The reading that has most tokens in common with ``items``, and how many items these are.
+    def _longest(self, items: Sequence[Item]) -> tuple[Prefix | None, int]:
+        """The prefix that has most tokens in common with ``items``, and how many items these are.
 
         Of those that have as many, the one that has least to forget.
         """
         found, found_common = None, 0
         best: tuple[float, float] = (LEAST_SHARED_TOKENS, -math.inf)
-        for reading in tuple(self._kept):
-            common = common_length(reading.items, items)
-            rank = (token_count(items[:common]), -reading.context.length)
+        for prefix in tuple(self._kept):
+            common = common_length(prefix.items, items)
+            rank = (token_count(items[:common]), -prefix.context.length)
             if rank > best:
-                found, found_common, best = reading, common, rank
+                found, found_common, best = prefix, common, rank
         return found, found_common
 
     def _whole_blocks(self, capacity: int) -> int:
@@ -135,8 +135,8 @@ class PrefixCache:
             return self._context_length
         return min(self._context_length, -(-capacity // BLOCK_TOKENS) * BLOCK_TOKENS)
 
-    def _has_room(self, kept: Mapping[Reading, int], more_bytes: int) -> bool:
-        """Whether another reading, of ``more_bytes``, has room beside ``kept``."""
+    def _has_room(self, kept: Mapping[Prefix, int], more_bytes: int) -> bool:
+        """Whether another prefix, of ``more_bytes``, has room beside ``kept``."""
         most = self._decoder.contexts_at_once
         return sum(kept.values()) + more_bytes <= self._max_bytes and (most is None or len(kept) < most)
 

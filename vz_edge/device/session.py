@@ -27,7 +27,7 @@ import numpy as np
 from vz_edge.device.image import ImageSource
 from vz_edge.device.options import AskOptions
 from vz_edge.device.pipeline import CheckedQuestion, Picture, Pipeline, Spent, common_start
-from vz_edge.device.prefix_cache import Item, Reading, common_length, token_count
+from vz_edge.device.prefix_cache import Item, Prefix, common_length, token_count
 from vz_edge.device.prompt import Message, messages_of
 from vz_edge.device.reply import Reply, Stream
 from vz_edge.device.vision import VisionResult
@@ -102,7 +102,7 @@ class Session:
             pipeline.chat.check_system(system)
             conversation = _Conversation((_message("system", system),))
         self._check(conversation)
-        self._reading = Reading(pipeline.decoder.start(self.context_length))
+        self._prefix = Prefix(pipeline.decoder.start(self.context_length))
         self._conversation = conversation
         self._start: list[Item] | None = None  # what all its prompts begin with; None until it is needed
         self._turn_to(conversation)
@@ -152,7 +152,7 @@ class Session:
         """
         self._end_stream()
         branch = copy.copy(self)
-        branch._reading = self._reading.fork()
+        branch._prefix = self._prefix.fork()
         return branch
 
     def _answer(self, question: CheckedQuestion, kept: _Conversation | None) -> Generator[str, None, Reply]:
@@ -162,8 +162,8 @@ class Session:
         if self._start is None:
             self._start = self._start_of(self._conversation)
         after = items[: common_length(self._start, items)]
-        common = self._reading.rewind_to_common(items[:-1])  # the last one is always read: it gives the logits
-        context = self._reading.context
+        common = self._prefix.rewind_to_common(items[:-1])  # the last one is always read: it gives the logits
+        context = self._prefix.context
         try:
             spent = Spent(cached_tokens=context.length)
             reply = yield from self._pipeline.answer(context, question, common, pictures, spent)
@@ -172,16 +172,16 @@ class Session:
                 after = [*items, *reply.token_ids[: context.length - token_count(items)]]
                 self._conversation, self._start = kept.answered(reply.text), None
         finally:
-            self._reading.hold(after)
+            self._prefix.hold(after)
         return reply
 
     def _turn_to(self, conversation: _Conversation) -> None:
         """Read what every question of ``conversation`` begins with, then make it the session's."""
         start = self._start_of(conversation)
-        common = self._reading.rewind_to_common(start)
+        common = self._prefix.rewind_to_common(start)
         if common < len(start):
-            self._reading.context.append(self._embed(start[common:]))
-        self._reading.hold(start)
+            self._prefix.context.append(self._embed(start[common:]))
+        self._prefix.hold(start)
         self._conversation, self._start = conversation, start
 
     def _end_stream(self) -> None:
