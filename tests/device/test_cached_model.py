@@ -148,8 +148,9 @@ def test_without_memory_it_is_the_model_itself(model: EdgeModel, monkeypatch: py
         for _ in range(2):
             assert cached.ask(PICTURE, "What?", max_new_tokens=1).cached_tokens == 0
     assert (len(seen), cached.size_bytes) == (2, 0)
-    with pytest.raises(RequestError, match="max_bytes -1"):
-        model.cached(-1)
+    for impossible in (-1, "1", 1.5):
+        with pytest.raises(RequestError, match="max_bytes"):
+            model.cached(impossible)  # type: ignore[arg-type]
 
 
 def test_what_is_kept_by_default_depends_on_the_memory_there_is(model: EdgeModel) -> None:

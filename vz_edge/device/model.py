@@ -140,8 +140,8 @@ class EdgeModel:
 
         if max_bytes is None:
             max_bytes = default_bytes(available_memory_bytes(self.provider))
-        if max_bytes < 0:
-            raise RequestError(f"max_bytes {max_bytes} is impossible; expected 0 (nothing is kept) or more")
+        if not isinstance(max_bytes, int) or max_bytes < 0:
+            raise RequestError(f"max_bytes {max_bytes!r} is impossible; expected 0 (nothing is kept) or more")
         return CachedModel(self._pipeline, max_bytes)
 
     def watch(
