@@ -153,6 +153,17 @@ def test_without_memory_it_is_the_model_itself(model: EdgeModel, monkeypatch: py
             model.cached(impossible)  # type: ignore[arg-type]
 
 
+def test_what_is_cleared_is_forgotten(model: EdgeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    cached = model.cached(PLENTY)
+    with encodings(model, monkeypatch) as seen:
+        for _ in range(2):
+            assert cached.ask(PICTURE, "What?", max_new_tokens=1).cached_tokens == 0
+            assert cached.size_bytes > 0
+            cached.clear()
+            assert cached.size_bytes == 0
+    assert len(seen) == 2
+
+
 def test_what_is_kept_by_default_depends_on_the_memory_there_is(model: EdgeModel) -> None:
     assert default_bytes(None) == BYTES_IF_UNKNOWN
     assert default_bytes(2**30) == 2**28

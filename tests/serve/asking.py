@@ -86,6 +86,9 @@ class ScriptedModel:
     def cached(self, max_bytes: int | None) -> ScriptedModel:
         return self
 
+    def clear(self) -> None:
+        """There is nothing to forget."""
+
     def let_go(self, pieces: int) -> None:
         self._go.release(pieces)
 

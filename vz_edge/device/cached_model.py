@@ -52,6 +52,11 @@ class CachedModel:
         """Memory that is kept: KV caches and encoded pictures."""
         return self._pictures.size_bytes + self._prompts.size_bytes
 
+    def clear(self) -> None:
+        """Forget everything; the memory is given back."""
+        self._prompts.clear()
+        self._pictures.clear()
+
     def look(self, image: ImageSource, tokens: int | None = None) -> Look:
         """Encode a picture as ``EdgeModel.encode``, for the questions about it to find. Nothing is prefilled."""
         started = time.perf_counter()

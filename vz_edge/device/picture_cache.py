@@ -68,6 +68,11 @@ class PictureCache:
             self._keep(key, owned)
         return owned
 
+    def clear(self) -> None:
+        """Let go of all that is kept."""
+        with self._lock:
+            self._kept.clear()
+
     def _keep(self, key: PictureKey, picture: VisionResult) -> None:
         self._kept.pop(key, None)
         if picture.size_bytes > self._max_bytes:

@@ -116,6 +116,11 @@ class PrefixCache:
                 self._make_room(size_bytes)
                 self._kept[prefix] = size_bytes
 
+    def clear(self) -> None:
+        """Let go of all that is kept."""
+        with self._lock:
+            self._kept.clear()
+
     def _longest(self, items: Sequence[Item]) -> tuple[Prefix | None, int]:
         """The prefix that has most tokens in common with ``items``, and how many items these are.
 

@@ -62,15 +62,6 @@ class ChatPrompt:
         writes_bos = bos is not None and text.startswith(bos)
         return self.tokenizer.encode(text, add_special_tokens=not writes_bos).ids
 
-    def check_system(self, system: str) -> None:
-        """Raise RequestError where the template leaves a system prompt out."""
-        question = messages_of("0", pictures=0)
-        first = {"role": "system", "content": [{"type": "text", "text": system}]}
-        if self.ids([first, *question]) == self.ids(question):
-            raise RequestError(
-                "the model's chat template leaves a system prompt out; put its words in front of the questions"
-            )
-
 
 def messages_of(prompt: str | Sequence[Message], pictures: int) -> list[dict[str, Any]]:
     """Messages with the place of each picture marked.

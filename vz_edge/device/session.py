@@ -99,8 +99,12 @@ class Session:
         self._open: Generator[str, None, Reply] | None = None
         conversation = _Conversation()
         if system:
-            pipeline.chat.check_system(system)
+            plain = self._ids(conversation.asked(PROBES[0]))
             conversation = _Conversation((_message("system", system),))
+            if self._ids(conversation.asked(PROBES[0])) == plain:
+                raise RequestError(
+                    "the model's chat template leaves a system prompt out; put its words in front of the questions"
+                )
         self._check(conversation)
         self._prefix = Prefix(pipeline.decoder.start(self.context_length))
         self._conversation = conversation

@@ -29,7 +29,7 @@ from vz_edge.serve.engine import Engine, Ticket
 from vz_edge.serve.guard import OPEN_PATHS, Guard
 from vz_edge.serve.openai_api import ChatCompletion, ChatRequest, Health, ModelCard, ModelList
 from vz_edge.serve.problem import CLIENT_CLOSED_REQUEST, Problem, errors_of, problem_of
-from vz_edge.serve.question import model_not_found, parse, question_of
+from vz_edge.serve.question import check_system, model_not_found, parse, question_of
 from vz_edge.serve.request_log import TICKET, RequestLog
 from vz_edge.serve.settings import Settings
 from vz_edge.serve.ui import PAGE_PATHS, ui_router
@@ -55,7 +55,7 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     Raises RequestError where the model's chat template has no place for the system prompt of ``settings``.
     """
     if settings.system:
-        engine.model.chat.check_system(settings.system)
+        check_system(engine.model.chat, settings.system)
     app = FastAPI(title="vz-edge", version=__version__, docs_url=None, redoc_url=None)
     app.include_router(_router(engine, settings))
     if settings.ui:

@@ -233,6 +233,7 @@ class Engine:
         self.abort()
         self._line.put(None)
         self._thread.join(timeout_sec)
+        self._cached.clear()
         return not self._thread.is_alive()
 
     def _enqueue(self, ticket: Ticket) -> None:
