@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -78,8 +80,7 @@ def command(
         system=system,
     )
     check_exposure(host, settings.token)
-    _log_to_stderr(logging.WARNING if quiet else logging.INFO)
-    with bind(host, port) as bound:
+    with bind(host, port) as bound, _log_on_stderr(logging.WARNING if quiet else logging.INFO):
         model = EdgeModel.load(bundle, providers=provider, threads=threads, max_context=max_context, vision=vision)
         engine = Engine(model, settings.queue_length, cache_bytes)
         application = create_app(engine, settings)
@@ -92,13 +93,21 @@ def command(
         os._exit(0)
 
 
-def _log_to_stderr(level: int) -> None:
-    handler = logging.StreamHandler()
+@contextmanager
+def _log_on_stderr(level: int) -> Iterator[None]:
+    """What the server logs at ``level`` and above, a line each."""
+    logger, handler = logging.getLogger("vz_edge.serve"), logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    logger = logging.getLogger("vz_edge.serve")
+    level_before, propagated_before = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.setLevel(level)
     logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level_before)
+        logger.propagate = propagated_before
 
 
 def _greeting(url: str, name: str, settings: Settings) -> str:
