@@ -179,8 +179,9 @@ def test_without_a_picture_it_is_a_chat_and_a_later_picture_is_its_first(fake: E
 def test_the_system_prompt_stays_in_the_cache_across_frames(model: EdgeModel, monkeypatch: pytest.MonkeyPatch) -> None:
     session = model.session(system=SYSTEM)
     appended: list[int] = []
-    append = session._context.append
-    monkeypatch.setattr(session._context, "append", lambda embeds: appended.append(len(embeds)) or append(embeds))
+    context = session._prefix.context
+    append = context.append
+    monkeypatch.setattr(context, "append", lambda embeds: appended.append(len(embeds)) or append(embeds))
     for picture in (PICTURE, OTHER, PICTURE):
         session.look(picture)
         reply = session.ask("Why?", max_new_tokens=1)
@@ -195,7 +196,7 @@ def test_a_picture_that_was_looked_at_before_costs_nothing_again(
 ) -> None:
     session = model.session()
     picture = session.look(PICTURE).picture
-    monkeypatch.setattr(session._context, "append", lambda embeds: pytest.fail("it was read again"))
+    monkeypatch.setattr(session._prefix.context, "append", lambda embeds: pytest.fail("it was read again"))
     with encodings(model, monkeypatch) as seen:
         assert session.look(picture).picture is picture
     assert not seen
@@ -276,7 +277,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_read(
     left = 56 - whole.prompt_tokens - whole.image_tokens
     assert session.ask("Why?", max_new_tokens=left).answer_tokens == left
     with monkeypatch.context() as patch, encodings(model, monkeypatch) as seen:
-        patch.setattr(session._context, "append", lambda embeds: pytest.fail("it was read"))
+        patch.setattr(session._prefix.context, "append", lambda embeds: pytest.fail("it was read"))
         with pytest.raises(ContextLengthError, match=f"lower max_new_tokens to {left}$"):
             session.stream("Why?", max_new_tokens=left + 1)
         with pytest.raises(

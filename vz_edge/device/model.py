@@ -30,12 +30,14 @@ from vz_edge.device.options import AskOptions
 from vz_edge.device.pipeline import CheckedQuestion, Pictures, Pipeline, Prompt, Spent, common_start
 from vz_edge.device.prompt import ChatPrompt
 from vz_edge.device.reply import Reply, Stream
+from vz_edge.device.runtime import CPU
 from vz_edge.device.vision import Vision, VisionResult
 from vz_edge.errors import RequestError
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # a type checker brings it along; nothing needs it at run time
 
+    from vz_edge.device.cached_model import CachedModel
     from vz_edge.device.session import Session
     from vz_edge.metrics import Metrics
     from vz_edge.watch.engine import Question
@@ -49,7 +51,8 @@ class EdgeModel:
 
     ``manifest`` says which model it is; ``vision``, ``chat``, ``embedding`` and ``decoder`` are its parts, for those
     who measure or compose them differently; ``context_length`` is the most tokens that a question with its
-    pictures and its answer may have; ``load_sec`` is what loading took.
+    pictures and its answer may have; ``load_sec`` is what loading took; ``provider`` is ONNX Runtime's name of the
+    processor that the decoder runs on.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class EdgeModel:
         decoder: Decoder,
         context_length: int,
         load_sec: float,
+        provider: str = CPU,
     ) -> None:
         self.manifest = manifest
         self.vision = vision
@@ -69,6 +73,7 @@ class EdgeModel:
         self.decoder = decoder
         self.context_length = context_length
         self.load_sec = load_sec
+        self.provider = provider
         self._compiler = GrammarCompiler(chat.tokenizer, decoder.vocab_size, manifest.stop.token_ids)
 
     @classmethod
@@ -110,7 +115,8 @@ class EdgeModel:
         encoder = backend.open_vision(bundle, manifest, threads)
         decoder = backend.open(bundle, threads)
         embedding = EmbeddingTable(bundle / "embedding.data", decoder.hidden_size, decoder.dtype)
-        return cls(manifest, encoder, chat, embedding, decoder, context_length, time.perf_counter() - started)
+        load_sec = time.perf_counter() - started
+        return cls(manifest, encoder, chat, embedding, decoder, context_length, load_sec, backend.provider)
 
     def session(self, system: str | None = None, max_context: int | None = None) -> Session:
         """A conversation that looks at a picture once and answers any number of questions about it.
@@ -122,6 +128,21 @@ class EdgeModel:
         from vz_edge.device.session import Session
 
         return Session(self._pipeline, system, max_context)
+
+    def cached(self, max_bytes: int | None = None) -> CachedModel:
+        """This model with a memory: a question goes on from the longest start that it shares with earlier ones.
+
+        For callers that send a whole conversation with each question, as HTTP clients do. KV caches and encoded
+        pictures of the last conversations are kept, no more than ``max_bytes`` of them; by default a quarter of the
+        memory that is available now, and no more than 4 GiB. Raises RequestError.
+        """
+        from vz_edge.device.cached_model import CachedModel, default_bytes
+
+        if max_bytes is None:
+            max_bytes = default_bytes(available_memory_bytes(self.provider))
+        if not isinstance(max_bytes, int) or max_bytes < 0:
+            raise RequestError(f"max_bytes {max_bytes!r} is impossible; expected 0 (nothing is kept) or more")
+        return CachedModel(self._pipeline, max_bytes)
 
     def watch(
         self,

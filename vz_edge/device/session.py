@@ -27,6 +27,7 @@ import numpy as np
 from vz_edge.device.image import ImageSource
 from vz_edge.device.options import AskOptions
 from vz_edge.device.pipeline import CheckedQuestion, Picture, Pipeline, Spent, common_start
+from vz_edge.device.prefix_cache import Item, Prefix, common_length, token_count
 from vz_edge.device.prompt import Message, messages_of
 from vz_edge.device.reply import Reply, Stream
 from vz_edge.device.vision import VisionResult
@@ -35,7 +36,6 @@ from vz_edge.errors import RequestError
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-Item = int | VisionResult  # what stands at a place of a prompt: a token of text, or a whole picture
 IMAGE = {"type": "image"}
 # Two questions that begin differently: what the prompts with them have in common comes before any question.
 PROBES = ("0", "What")
@@ -101,8 +101,7 @@ class Session:
         if system:
             conversation = _Conversation((_message("system", system),))
         self._check(conversation)
-        self._context = pipeline.decoder.start(self.context_length)
-        self._read: list[Item] = []  # what the context holds
+        self._prefix = Prefix(pipeline.decoder.start(self.context_length))
         self._conversation = conversation
         self._start: list[Item] | None = None  # what all its prompts begin with; None until it is needed
         self._turn_to(conversation)
@@ -152,45 +151,37 @@ class Session:
         """
         self._end_stream()
         branch = copy.copy(self)
-        branch._context = self._context.fork()
+        branch._prefix = self._prefix.fork()
         return branch
 
     def _answer(self, question: CheckedQuestion, kept: _Conversation | None) -> Generator[str, None, Reply]:
         """Answer a question; ``kept`` is the conversation with it where it is to become a turn."""
         pictures = [picture for picture in question.pictures if isinstance(picture, VisionResult)]
-        items = self._items(question.ids, pictures)
+        items = self._pipeline.items(question.ids, pictures)
         if self._start is None:
             self._start = self._start_of(self._conversation)
-        after = items[: _common_length(self._start, items)]
-        common = self._rewind_to_common(items[:-1])  # the last one is always read: it gives the logits
+        after = items[: common_length(self._start, items)]
+        common = self._prefix.rewind_to_common(items[:-1])  # the last one is always read: it gives the logits
+        context = self._prefix.context
         try:
-            spent = Spent(cached_tokens=self._context.length)
-            reply = yield from self._pipeline.answer(self._context, question, common, pictures, spent)
+            spent = Spent(cached_tokens=context.length)
+            reply = yield from self._pipeline.answer(context, question, common, pictures, spent)
             if kept is not None:
                 # The last token of an answer is chosen, never read.
-                after = [*items, *reply.token_ids[: self._context.length - _token_count(items)]]
+                after = [*items, *reply.token_ids[: context.length - token_count(items)]]
                 self._conversation, self._start = kept.answered(reply.text), None
         finally:
-            if self._context.length >= _token_count(items):
-                self._read = after
-            self._context.rewind(_token_count(self._read))
+            self._prefix.hold(after)
         return reply
 
     def _turn_to(self, conversation: _Conversation) -> None:
         """Read what every question of ``conversation`` begins with, then make it the session's."""
         start = self._start_of(conversation)
-        common = self._rewind_to_common(start)
+        common = self._prefix.rewind_to_common(start)
         if common < len(start):
-            self._context.append(self._embed(start[common:]))
-        self._read = start
+            self._prefix.context.append(self._embed(start[common:]))
+        self._prefix.hold(start)
         self._conversation, self._start = conversation, start
-
-    def _rewind_to_common(self, items: list[Item]) -> int:
-        """Forget all that ``items`` do not begin with; returns how many of them are left."""
-        common = _common_length(self._read, items)
-        self._read = items[:common]
-        self._context.rewind(_token_count(self._read))
-        return common
 
     def _end_stream(self) -> None:
         if self._open is not None:
@@ -206,14 +197,10 @@ class Session:
         """What all prompts of ``conversation``, whose pictures are encoded, begin with."""
         pictures = [picture for picture in conversation.pictures if isinstance(picture, VisionResult)]
         ids = common_start([self._ids(conversation.asked(probe)) for probe in PROBES])
-        return self._items(ids, pictures)
+        return self._pipeline.items(ids, pictures)
 
     def _ids(self, conversation: _Conversation) -> list[int]:
         return self._pipeline.chat.ids(messages_of(conversation.messages, len(conversation.pictures)))
-
-    def _items(self, ids: Sequence[int], pictures: Sequence[VisionResult]) -> list[Item]:
-        following = iter(pictures)
-        return [next(following) if token_id == self._pipeline.chat.image_token_id else token_id for token_id in ids]
 
     def _embed(self, items: Sequence[Item]) -> np.ndarray:
         pictures = [item for item in items if isinstance(item, VisionResult)]
@@ -232,15 +219,3 @@ def _with_part(messages: tuple[Message, ...], part: dict[str, str]) -> tuple[Mes
         *before, last = messages
         return (*before, {"role": "user", "content": [*last["content"], part]})
     return (*messages, {"role": "user", "content": [part]})
-
-
-def _common_length(one: Sequence[Item], other: Sequence[Item]) -> int:
-    """How many items both begin with. A picture equals only itself: what is in it is not compared."""
-    for length, (left, right) in enumerate(zip(one, other, strict=False)):
-        if not (left is right or (isinstance(left, int) and left == right)):
-            return length
-    return min(len(one), len(other))
-
-
-def _token_count(items: Sequence[Item]) -> int:
-    return sum(len(item.features) if isinstance(item, VisionResult) else 1 for item in items)

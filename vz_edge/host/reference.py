@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from vz_edge.device.heap import give_back_freed_memory
 from vz_edge.host.checkpoint import Checkpoint
 from vz_edge.host.decoder_spec import TOKEN_TABLE, decoder_config
-from vz_edge.host.heap import give_back_freed_memory
 from vz_edge.host.select.visionzip import cls_scores, mean_keys
 from vz_edge.recipe import DecoderSpec, ModelSpec, TowerSpec
 
