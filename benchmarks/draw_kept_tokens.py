@@ -1,6 +1,6 @@
 """Draw which patches of a picture a bundle keeps.
 
-    python -m benchmarks.draw_kept_tokens bundles/vz-demo examples/scene.png docs/kept-tokens.png
+    python -m benchmarks.draw_kept_tokens bundles/vz-demo examples/scene.jpg docs/kept-tokens.jpg
 
 Left, the picture as the grid tiles see it, the kept (dominant) patches clear and the others dimmed; right, the same
 for the base tile, which sees the whole picture squeezed. Contextual tokens are means of dimmed patches and have no
@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("picture", type=Path)
     parser.add_argument("out", type=Path)
     arguments = parser.parse_args()
-    draw(EdgeModel.load(arguments.bundle), arguments.picture).save(arguments.out, optimize=True)
+    draw(EdgeModel.load(arguments.bundle), arguments.picture).save(arguments.out, optimize=True, quality=90)
 
 
 if __name__ == "__main__":

@@ -116,9 +116,9 @@ class Report:
 
 def command_line() -> str:
     """The command that is running, as a reader would type it."""
-    script = Path(sys.argv[0])
-    module = script.parent.name if script.stem == "__main__" else script.stem
-    return shlex.join(["python", "-m", f"benchmarks.{module}", *sys.argv[1:]])
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    module = spec.name.removesuffix(".__main__") if spec else f"benchmarks.{Path(sys.argv[0]).stem}"
+    return shlex.join(["python", "-m", module, *sys.argv[1:]])
 
 
 def _row(cells: Sequence[str]) -> str:

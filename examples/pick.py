@@ -2,7 +2,7 @@
 
 ::
 
-    python examples/pick.py bundles/vz-demo examples/scene.png "red triangle" "black circle" "gray rectangle"
+    python examples/pick.py bundles/vz-demo examples/scene.jpg "red triangle" "black circle" "gray rectangle"
 
 The picture is looked at once; each object costs a short question whose answer is a probability, not a sentence. Where
 none of them is there with enough of it, the object is null: a gripper should then not move.

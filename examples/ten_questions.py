@@ -2,7 +2,7 @@
 
 ::
 
-    python examples/ten_questions.py bundles/vz-demo examples/scene.png
+    python examples/ten_questions.py bundles/vz-demo examples/scene.jpg
 """
 
 from __future__ import annotations

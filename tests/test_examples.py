@@ -19,7 +19,7 @@ from PIL import Image
 from vz_edge import EdgeModel
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-PICTURE = EXAMPLES / "scene.png"  # a teal and a black circle above, a blue star and no circle below
+PICTURE = EXAMPLES / "scene.jpg"  # a teal and a black circle above, a blue star and no circle below
 BELOW = (0, 400, 897, 769)
 GENAI_HOME = os.environ.get("ORT_GENAI_HOME", "")
 

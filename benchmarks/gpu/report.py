@@ -35,6 +35,8 @@ PAPER_MEMORY_MB = {
     ("13B", 8, 320): 16632,
     ("13B", 4, 320): 10176,
 }
+# Cards that share a profile's name and are slower than it.
+OTHER_CARDS = ("NVIDIA H100 PCIe",)
 PAPER_PREFILL_SEC = {("7B", 16, None): 0.218, ("7B", 16, 160): 0.0278}
 
 
@@ -183,6 +185,8 @@ def profile_of(device_name: str) -> DeviceProfile | None:
 
     Profiles are called after the card, then its memory where that is not clear: "NVIDIA A800-SXM4-80GB" is a800-80.
     """
+    if device_name in OTHER_CARDS:
+        return None
     words = device_name.lower().replace("-", " ").split()
     card = [word for word in words if word not in ("nvidia", "geforce", "pcie") and not word.startswith("sxm")]
     card = [word for word in card if not word.endswith("gb") and not word.startswith("hbm")]

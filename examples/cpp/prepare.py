@@ -2,7 +2,7 @@
 
 ::
 
-    python examples/cpp/prepare.py bundles/vz-demo examples/scene.png "what color is the star?" inputs/
+    python examples/cpp/prepare.py bundles/vz-demo examples/scene.jpg "what color is the star?" inputs/
 """
 
 from __future__ import annotations

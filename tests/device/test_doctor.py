@@ -16,13 +16,15 @@ import torch
 from packaging.requirements import Requirement
 
 from vz_edge.device import doctor, machine
+from vz_edge.device.cuda_libraries import wanted_libraries
 from vz_edge.device.doctor import cuda, jetson, matmul, packages, providers, resources, trial
 from vz_edge.device.doctor.finding import Finding, reasons_against
 from vz_edge.device.process import Outcome
+from vz_edge.device.requirements import Declared, install_command
 from vz_edge.device.runtime import CPU, CUDA
 from vz_edge.host.quant.pack import dequantize
 
-DEMANDS = packages.Declared(
+DEMANDS = Declared(
     ">=3.10",
     (
         "numpy>=1.26",
@@ -69,26 +71,19 @@ def test_what_is_old_or_missing_is_named_with_its_installation() -> None:
     assert not packages.export_is_expected({"torch": "2.6"}.get)
 
 
+def test_a_machine_that_only_runs_bundles_is_told_so_in_one_line() -> None:
+    versions = {"numpy": "2.1.0", "rich": "13.0"}
+    found = by_name(packages.package_findings(DEMANDS, versions.get, "3.12.3"))["export packages"]
+    assert (found.state, found.needed_for) == ("problem", "export")
+    assert found.detail == "not installed; only the machine that exports needs them"
+    assert found.fix == "pip install 'torch>=2.6'"
+
+
 def test_without_packaging_or_a_declaration_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     assert packages.package_findings(None)[0].state == "warning"
     monkeypatch.setitem(sys.modules, "packaging.specifiers", None)
     (finding,) = packages.package_findings(DEMANDS, FINE.get)
     assert finding.state == "problem" and finding.fix == "pip install packaging"
-
-
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib")
-def test_a_checkout_declares_what_its_pyproject_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    def not_installed(name: str) -> None:
-        raise packages.metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(packages.metadata, "distribution", not_installed)
-    demands = packages.declared()
-    assert demands is not None and demands.python == ">=3.10"
-    base = {requirement.name for requirement in packages.base_requirements(demands)}
-    assert {"numpy", "tokenizers", "rich", "packaging"} <= base and not base & {"torch", "onnxruntime"}
-    assert "torch" in {requirement.name for requirement in packages.extra_requirements(demands, "export")}
-    monkeypatch.setattr(packages, "PYPROJECT", Path("/no/such/pyproject.toml"))
-    assert packages.declared() is None
 
 
 def test_two_onnxruntimes_at_once_are_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,14 +101,14 @@ def test_two_onnxruntimes_at_once_are_a_problem(tmp_path: Path, monkeypatch: pyt
     assert found == {"onnxruntime": "1.22.0", "onnxruntime-gpu": "1.22.0"}
     finding = packages.onnxruntime_finding(found)
     assert finding.state == "problem" and "overwrite" in finding.detail
-    assert finding.fix == "pip uninstall -y onnxruntime onnxruntime-gpu, then pip install 'vz-edge[gpu]'"
+    assert finding.fix == "pip uninstall -y onnxruntime onnxruntime-gpu, then " + install_command("gpu")
 
 
 def test_no_onnxruntime_is_a_problem_and_one_is_fine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert packages.onnxruntime_finding({"onnxruntime-gpu": "1.22.0"}).state == "ok"
     assert "without package metadata" in packages.onnxruntime_finding({}).detail
     monkeypatch.setattr(packages.importlib.util, "find_spec", lambda name: None)
-    assert "vz-edge[cpu]" in packages.onnxruntime_finding({}).fix
+    assert install_command("cpu") in packages.onnxruntime_finding({}).fix
 
 
 # --- the 4-bit product
@@ -208,30 +203,22 @@ def test_the_build_is_imported_and_new_enough() -> None:
 # --- CUDA
 
 
-def test_library_names_follow_the_cuda_version() -> None:
-    assert {"libcublasLt.so.12", "libcufft.so.11", "libcudnn.so.9"} <= set(cuda.wanted_libraries("12.8"))
-    assert {"libcublasLt.so.13", "libcufft.so.12", "libcudnn.so.9"} <= set(cuda.wanted_libraries("13.0"))
-
-
 def test_libraries_are_found_where_the_loader_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for file in ("usr/local/cuda/lib64/libcufft.so.11", "own/libcudnn.so.9", "site/nvidia/cublas/lib/libcublas.so.12"):
+    for file in ("usr/local/cuda/lib64/libcufft.so.11", "own/libcudnn.so.9"):
         (tmp_path / file).parent.mkdir(parents=True)
         (tmp_path / file).touch()
-    (tmp_path / "site/nvidia/nccl/lib").mkdir(parents=True)
     monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path / "own"))
     cache = "1 libs found in cache\n\tlibcuda.so.1 (libc6,x86-64) => /usr/lib/libcuda.so.1\n"
     monkeypatch.setattr(cuda, "command_output", lambda *command: cache)
     names = ["libcuda.so.1", "libcufft.so.11", "libcudnn.so.9", "libcublas.so.12"]
     assert cuda.find_libraries(names, tmp_path) == {"libcuda.so.1", "libcufft.so.11", "libcudnn.so.9"}
-    folders = cuda.packaged_folders(names, [str(tmp_path / "site")])
-    assert folders == [str(tmp_path / "site/nvidia/cublas/lib")]
 
 
 def test_cuda_is_judged_by_what_is_there() -> None:
-    everything = set(cuda.wanted_libraries("12.8"))
+    everything = set(wanted_libraries("12.8"))
     assert cuda.cuda_finding(None, False, False, False, set(), []).state == "ok"
     card = cuda.cuda_finding(None, True, False, False, set(), [])
-    assert card.state == "warning" and "vz-edge[gpu]" in card.fix
+    assert card.state == "warning" and install_command("gpu") in card.fix
     assert "docs/jetson.md" in cuda.cuda_finding(None, True, True, False, set(), []).fix
     assert cuda.cuda_finding("12.8", True, False, True, set(), []).state == "ok"
     cut = cuda.cuda_finding("12.8", True, False, False, everything - {"libcudnn.so.9"}, [])
@@ -243,13 +230,6 @@ def test_cuda_is_judged_by_what_is_there() -> None:
     assert "does not start" in cuda.cuda_finding("12.8", True, False, False, everything, []).detail
     assert cuda.cuda_finding("12.8", False, False, False, set(), []).state == "warning"
     assert cuda.cuda_finding("", True, False, False, set(), []).state == "problem"
-
-
-def without_cuda_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What this machine has, in its loader's cache, its environment and its packages, is not there."""
-    monkeypatch.setattr(cuda, "command_output", lambda *command: None)
-    monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)
-    monkeypatch.setattr(cuda, "packaged_folders", lambda names: [])
 
 
 # --- Jetson
@@ -373,7 +353,9 @@ def test_a_machine_with_nothing_still_gets_a_report(tmp_path: Path, monkeypatch:
 
 def test_a_jetson_with_a_wheel_of_another_board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_system(tmp_path, MEMORY | {"etc/nv_tegra_release": "# R36 (release), REVISION: 4.3, GCID: 1\n"})
-    without_cuda_libraries(monkeypatch)
+    monkeypatch.setattr(cuda, "command_output", lambda *command: None)
+    monkeypatch.setattr(doctor, "folders_of_all", lambda names: [])  # not those of this environment
+    monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)
     trials = {
         (): Outcome({"version": "1.23.0", "build": "", "providers": [CUDA, providers.REMOTE, CPU], "cuda": "12.6"}),
         (CPU,): Outcome({"started": True, "error": "", "distance": 0.005}),

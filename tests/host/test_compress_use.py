@@ -202,7 +202,7 @@ def test_the_example_of_the_documentation_runs_as_written(capsys: pytest.Capture
     example = text.split("```python\n")[1].split("```")[0]
     for written, here in (
         ("llava-hf/llava-v1.6-vicuna-7b-hf", REPOSITORY / "export" / "vz-demo"),
-        ("street.jpg", REPOSITORY / "examples" / "scene.png"),
+        ("street.jpg", REPOSITORY / "examples" / "scene.jpg"),
         ("What is in the picture?", "Is there a circle?"),
     ):
         assert written in example

@@ -109,7 +109,7 @@ def test_a_budget_that_is_not_there_is_refused(several: EdgeModel, folder: Path)
         several.encode(PICTURE, 30)
     with pytest.raises(BudgetError, match="exported with all tokens, not of 90"):
         exported(folder, "all").ask(PICTURE, QUESTION, tokens=90)
-    refused = vz_edge("run", folder / "90-60-25", "--tokens", "30", "--image", "examples/scene.png", QUESTION)
+    refused = vz_edge("run", folder / "90-60-25", "--tokens", "30", "--image", "examples/scene.jpg", QUESTION)
     assert refused.returncode == 2 and "not of 30" in refused.stderr
 
 

@@ -253,7 +253,7 @@ def test_what_is_wrong_at_the_start_is_one_line(bundle: Path, tmp_path: Path, mo
     for folder, questions, found in [
         (tmp_path / "absent", "Why?", "absent does not exist"),
         (bundle, "Why?\n{'question': 'Who?'}", "is not understood"),
-        (bundle, "Why?", "vz-edge[dora]"),
+        (bundle, "Why?", "pip install 'dora-rs>="),
     ]:
         environment = {"VZ_EDGE_BUNDLE": str(folder), "VZ_EDGE_QUESTIONS": questions, "VZ_EDGE_THREADS": "1"}
         done = CliRunner().invoke(app, [], env=environment)

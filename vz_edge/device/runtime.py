@@ -7,6 +7,7 @@ is named.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,11 +17,13 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 from vz_edge.arguments import shown, whole
+from vz_edge.device.cuda_libraries import packaged_libraries, wanted_libraries
 from vz_edge.device.dependencies import require_imports
+from vz_edge.device.requirements import JETSON_GUIDE, install_command
 from vz_edge.errors import CorruptBundleError, DependencyError, ProviderError
 
 if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
+    from onnxruntime import InferenceSession, SessionOptions
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 LOG_ERRORS_ONLY = 3
@@ -29,6 +32,11 @@ Provider = str | tuple[str, Mapping[str, Any]]
 DEVICE_ID = "device_id"
 # Those that have this option (https://onnxruntime.ai/docs/execution-providers/).
 OF_DEVICES = tuple(f"{name}ExecutionProvider" for name in ("CUDA", "Tensorrt", "ROCM", "MIGraphX", "Dml", "CANN"))
+# The arena of ONNX Runtime's CUDA provider doubles with each region that it takes, and never shrinks: weights of 7 GB
+# would leave the next 100 MB of activations a region of 8 GB. So weights stay out of it (microsoft/onnxruntime pull
+# 7267), and it grows by what is asked for. A vision graph has one convolution, which needs no search by trial.
+CUDA_OPTIONS = {"arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_search": "HEURISTIC"}
+WEIGHTS_OUT_OF_ARENA = "session.use_device_allocator_for_initializers"
 
 
 def open_session(
@@ -48,27 +56,16 @@ def open_session(
     CorruptBundleError where the file is not a model.
     """
     ort = import_onnxruntime()
-    split = [split_provider(provider) for provider in providers]
-    first = split[0][0]
+    first = provider_name(providers[0])
     if first == CUDA:
         preload_cuda(ort)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or physical_cores()
-    options.inter_op_num_threads = 1
-    options.log_severity_level = LOG_ERRORS_ONLY
-    # The decoder's inputs have another shape at every token: patterns would be computed and kept for each.
-    options.enable_mem_pattern = False
-    if leave_mapped:
-        options.add_session_config_entry("session.disable_prepacking", "1")
+    options = session_options(providers, threads, leave_mapped)
     try:
         session = ort.InferenceSession(
             path,
             options,
-            providers=[name for name, _ in split],
-            provider_options=[
-                {**options, **({"enable_cuda_graph": "1"} if cuda_graph and name == CUDA else {})}
-                for name, options in split
-            ],
+            providers=list(map(provider_name, providers)),
+            provider_options=provider_options(providers, cuda_graph),
         )
     except Exception as error:  # onnxruntime's exceptions share no base class
         raise _session_error(path, providers[0], error) from error
@@ -84,6 +81,27 @@ def open_session(
             f"{first} did not start on device {device}; check that there is such a GPU (nvidia-smi -L)"
         )
     return session
+
+
+def session_options(providers: Sequence[Provider], threads: int | None, leave_mapped: bool = False) -> SessionOptions:
+    """ONNX Runtime's options of a session, as ``open_session`` takes them."""
+    options = import_onnxruntime().SessionOptions()
+    options.intra_op_num_threads = threads or physical_cores()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = LOG_ERRORS_ONLY
+    # The decoder's inputs have another shape at every token: patterns would be computed and kept for each.
+    options.enable_mem_pattern = False
+    if leave_mapped:
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    if provider_name(providers[0]) == CUDA:
+        options.add_session_config_entry(WEIGHTS_OUT_OF_ARENA, "1")
+    return options
+
+
+def provider_options(providers: Sequence[Provider], cuda_graph: bool = False) -> list[dict[str, str]]:
+    """The options of each provider, as ``open_session`` takes them; those that a provider has of its own come first."""
+    cuda = CUDA_OPTIONS | ({"enable_cuda_graph": "1"} if cuda_graph else {})
+    return [(cuda if name == CUDA else {}) | options for name, options in map(split_provider, providers)]
 
 
 def choose_providers(
@@ -190,7 +208,8 @@ def import_onnxruntime() -> ModuleType:
     """The onnxruntime module. Raises DependencyError where no package of it is installed, or it does not import."""
     if find_spec("onnxruntime") is None:
         raise DependencyError(
-            "onnxruntime is not installed; install it with pip install 'vz-edge[cpu]', or 'vz-edge[gpu]' for CUDA"
+            f"onnxruntime is not installed; {install_command('cpu')}, or for CUDA {install_command('gpu')}; "
+            f"for CUDA on a Jetson see {JETSON_GUIDE}"
         )
     remedy = "install a build of it for this machine ('vz-edge doctor' looks further)"
     require_imports("a bundle", ["onnxruntime"], remedy)
@@ -202,8 +221,13 @@ def import_onnxruntime() -> ModuleType:
 def preload_cuda(ort: ModuleType) -> None:
     """Load CUDA and cuDNN where pip put them (packages ``nvidia-*``): the system's loader does not look there.
 
-    Libraries that are nowhere are named on stderr; whether the provider starts without them, it says itself.
+    onnxruntime looks beside itself alone, so those of another folder of Python's path are loaded first: it may have
+    been installed apart from them (``pip install --target``). Libraries that are nowhere are named on stderr; whether
+    the provider starts without them, it says itself.
     """
+    for library in packaged_libraries(wanted_libraries(getattr(ort, "cuda_version", ""))):
+        with contextlib.suppress(OSError):  # of another CUDA's driver, or its own needs are missing: the provider tells
+            ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
     if hasattr(ort, "preload_dlls"):  # since 1.21
         with contextlib.redirect_stdout(sys.stderr):
             ort.preload_dlls()

@@ -35,7 +35,7 @@ from vz_edge.planning.resident import (
     onnxruntime_gpu_memory,
     transformers_memory,
 )
-from vz_edge.planning.roofline import load_runtime, stage_sec, token_sec
+from vz_edge.planning.roofline import Efficiency, load_runtime, stage_sec, token_sec
 from vz_edge.recipe import ModelSpec
 
 RUNTIMES = ("onnxruntime", "transformers")
@@ -77,19 +77,21 @@ def predict(
     runtime: str,
     prompt_tokens: int,
     answer_tokens: int,
+    efficiency: Efficiency | None = None,
 ) -> Prediction:
     """Predict one picture, one prompt, one answer.
 
     ``tokens`` is the budget, a total at the model's largest tile count, or None for all tokens; ``tiles`` the
     picture's, None for the most; ``runtime`` "onnxruntime" (this package's bundles) or "transformers" (the paper's
-    code). A bundle with bitsandbytes weights does the bundle's work at the speed of transformers, which runs it.
-    Raises BudgetError, RequestError, or DeviceError where there are no figures for such a device.
+    code); ``efficiency`` what it reaches there, by default what its file says. A bundle with bitsandbytes weights does
+    the bundle's work at the speed of transformers, which runs it. Raises BudgetError, RequestError, or
+    DeviceError where there are no figures for such a device.
     """
     if runtime not in RUNTIMES:
         raise DeviceError(f"no memory model for runtime '{runtime}'; there are: {', '.join(RUNTIMES)}")
     question = question_of(model, tokens, tiles, prompt_tokens, answer_tokens)
     known = load_runtime("transformers" if has_bitsandbytes(weights) else runtime)
-    efficiency = known.efficiency(device.device_class)
+    efficiency = efficiency or known.efficiency(device.device_class)
     target: Literal["cpu", "cuda"] = "cpu" if device.device_class == "cpu" else "cuda"
     memory = memory_plan(model, weights, question, device, runtime, selects=tokens is not None)
     # What is read to write a token; on a processor the bundle's bytes, which its bandwidth was measured with.

@@ -13,7 +13,7 @@
             {"question": "Who is there?", "schema": ["nobody", "one person", "several people"]}
         inputs:
           image: {source: camera/image, queue_size: 1}
-          question: operator/question
+          question: person/question
         outputs: [answers]
 
 Written for and tested with dora-rs 1.1.
@@ -33,6 +33,7 @@ import typer
 
 from vz_edge.device.image import ImageSource
 from vz_edge.device.model import EdgeModel
+from vz_edge.device.requirements import install_command
 from vz_edge.errors import DependencyError, ImageError, RequestError, VzEdgeError
 from vz_edge.serve.robot import CameraSettings, PushedCamera, as_json, error_as_json, question_of
 from vz_edge.watch import Frame, Result
@@ -156,7 +157,7 @@ def _connect() -> Node:
     try:
         from dora import Node
     except ImportError as error:
-        raise DependencyError("dora is not installed; install it with pip install 'vz-edge[dora]'") from error
+        raise DependencyError(f"dora is not installed; {install_command('dora')} (Python 3.11 or later)") from error
     return Node()
 
 

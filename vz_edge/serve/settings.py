@@ -30,8 +30,9 @@ class Settings:
     ``token`` None means that nobody needs one, which is for loopback addresses alone. ``queue_length`` requests wait
     while one is answered. ``deadline_sec`` runs from a request's acceptance to the end of its answer, the wait in the
     queue included; ``body_sec`` is how long sending the body may take. ``max_pixels`` is for all pictures of a
-    request together. ``remote`` None refuses pictures by URL. ``ui`` puts a page for people at ``/``. Raises ServeError
-    for what can admit no request.
+    request together. ``remote`` None refuses pictures by URL. ``ui`` puts a page for people at ``/``. ``system`` is
+    what the model is told first in conversations that have no system prompt of their own. Raises ServeError for what
+    can admit no request.
     """
 
     token: str | None = field(default=None, repr=False)
@@ -44,6 +45,7 @@ class Settings:
     max_prompt_chars: int = 100_000
     remote: RemoteLimits | None = None
     ui: bool = False
+    system: str | None = None
 
     def __post_init__(self) -> None:
         if self.queue_length < 0:

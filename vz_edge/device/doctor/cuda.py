@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from vz_edge.device.cuda_libraries import wanted_libraries
 from vz_edge.device.doctor.finding import Finding, State
 from vz_edge.device.process import command_output
+from vz_edge.device.requirements import JETSON_GUIDE, install_command
 
 NAME = "CUDA libraries"
 LIBRARY_FOLDERS = ("usr/local/cuda/lib64", "usr/lib/aarch64-linux-gnu/nvidia", "usr/lib/aarch64-linux-gnu/tegra")
@@ -17,18 +18,6 @@ LIBRARY_FOLDERS = ("usr/local/cuda/lib64", "usr/lib/aarch64-linux-gnu/nvidia", "
 def has_graphics_card(root: Path = Path("/")) -> bool:
     """Whether the driver of an NVIDIA card is loaded; a Jetson's GPU has other device files."""
     return (root / "dev/nvidiactl").exists()
-
-
-def wanted_libraries(cuda: str) -> list[str]:
-    """File names for a build with that CUDA version ("12.8"): the driver's, the toolkit's and cuDNN's.
-
-    Source: ``_get_nvidia_dll_paths`` in ``onnxruntime/__init__.py`` (1.32), and its page on the CUDA provider's
-    requirements for cuDNN 9 (since 1.19).
-    """
-    major = int(cuda.split(".")[0])
-    toolkit = [f"lib{name}.so.{major}" for name in ("cublasLt", "cublas", "cudart", "nvrtc")]
-    cufft = "libcufft.so.12" if major >= 13 else "libcufft.so.11"
-    return ["libcuda.so.1", *toolkit, cufft, "libcurand.so.10", "libcudnn.so.9"]
 
 
 def find_libraries(names: Iterable[str], root: Path = Path("/")) -> set[str]:
@@ -40,48 +29,41 @@ def find_libraries(names: Iterable[str], root: Path = Path("/")) -> set[str]:
     return {name for name in names if name in cached or any((folder / name).exists() for folder in folders)}
 
 
-def packaged_folders(names: Iterable[str], paths: Iterable[str] | None = None) -> list[str]:
-    """Folders of NVIDIA's Python packages that hold some of ``names``; the loader does not look there by itself."""
-    wanted = set(names)
-    folders = [
-        folder for path in (sys.path if paths is None else paths) for folder in sorted(Path(path).glob("nvidia/*/lib"))
-    ]
-    return [str(folder) for folder in folders if wanted & {file.name for file in folder.iterdir()}]
-
-
 def cuda_finding(
     cuda: str | None, gpu: bool, jetson: bool, started: bool, found: set[str], packaged: list[str]
 ) -> Finding:
     """``cuda``: version that onnxruntime's CUDA provider was built with, "" if unknown, None without one.
 
-    ``started``: a session started on it; ``found`` and ``packaged`` as the functions above give them.
+    ``started``: a session started on it; ``found``: as find_libraries gives them; ``packaged``: folders of Python
+    packages that hold all others.
     """
     if cuda is None and not gpu:
         return Finding(NAME, "ok", "no NVIDIA GPU, none needed", needed_for="run")
     if cuda is None:
         fix = (
-            "install an onnxruntime-gpu that is built for Jetson (docs/jetson.md)"
+            f"install an onnxruntime-gpu that is built for Jetson ({JETSON_GUIDE})"
             if jetson
-            else "pip uninstall -y onnxruntime, then pip install 'vz-edge[gpu]'"
+            else f"pip uninstall -y onnxruntime, then {install_command('gpu')}"
         )
         detail = "an NVIDIA GPU is here, but this onnxruntime is built without CUDA and runs on the CPU"
         return Finding(NAME, "warning", detail, fix, "run")
     if started:
         return Finding(NAME, "ok", "onnxruntime loaded what it needs", needed_for="run")
-    wanted = wanted_libraries(cuda) if cuda else []
+    wanted = wanted_libraries(cuda)
     missing = [name for name in wanted if name not in found]
     state: State = "problem" if gpu else "warning"
     if not wanted:
-        return Finding(NAME, state, "onnxruntime does not say which CUDA it was built with", _fix(jetson), "run")
+        return Finding(NAME, state, "onnxruntime does not say which CUDA it was built with", _fix(jetson, cuda), "run")
     if not missing:
         detail, fix = "all found, yet the provider does not start", "compare the driver's CUDA version (nvidia-smi)"
         return Finding(NAME, state, f"{detail}; onnxruntime is built with CUDA {cuda}", fix, "run")
     detail = f"not found: {', '.join(missing)} (CUDA {cuda})"
-    fix = f"export LD_LIBRARY_PATH={os.pathsep.join(packaged)}" if packaged else _fix(jetson)
+    fix = f"export LD_LIBRARY_PATH={os.pathsep.join(packaged)}" if packaged else _fix(jetson, cuda)
     return Finding(NAME, state, detail, fix, "run")
 
 
-def _fix(jetson: bool) -> str:
+def _fix(jetson: bool, cuda: str | None) -> str:
     if jetson:
-        return "sudo apt install nvidia-jetpack; the onnxruntime-gpu must be built for this JetPack (docs/jetson.md)"
-    return "install the CUDA toolkit and cuDNN 9, or pip install 'onnxruntime-gpu[cuda,cudnn]'"
+        return f"sudo apt install nvidia-jetpack; the onnxruntime-gpu must be built for this JetPack ({JETSON_GUIDE})"
+    toolkit = f"CUDA {cuda.split('.')[0]}" if cuda else "the CUDA toolkit"
+    return f"pip install 'onnxruntime-gpu[cuda,cudnn]', or install {toolkit} and cuDNN 9 in the system"
