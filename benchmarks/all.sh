@@ -17,6 +17,7 @@ python=${PYTHON:-python}
 "$python" -m benchmarks.session_speed
 "$python" -m benchmarks.watch_endurance
 "$python" -m benchmarks.serve_load
+"$python" -m benchmarks.serve_cache
 "$python" -m benchmarks.demo_accuracy
 "$python" -m benchmarks.quantizers
 "$python" -m benchmarks.weights_quality

@@ -22,11 +22,8 @@ import base64
 import contextlib
 import http.client
 import json
-import signal
 import socket
 import statistics
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -39,6 +36,7 @@ from typing import Any
 from benchmarks import bundles
 from benchmarks.malformed import malformed_requests
 from benchmarks.report import REPORTS, Bar, Report, Samples
+from benchmarks.server import CHAT, TIMEOUT_SEC, Server
 from training.scenes import easy_vqa_test
 from vz_edge import EdgeModel
 from vz_edge.profiling.environment import busy_percent
@@ -49,10 +47,9 @@ BURSTS, BURST_CLIENTS = 3, 3 * CLIENTS
 BROKEN = 32
 MALFORMED, SEED = 2000, 20_000
 ANSWER_TOKENS = 8
-TIMEOUT_SEC = 320.0  # the server's own deadline comes first
+CACHE_BYTES = 64 * 2**20  # fewer conversations than there are cases: most are let go before they come again
 CLOSED_SEC = 10.0  # a server has this long to hang up on who sends no more
 MOST_GROWTH_PERCENT = 5.0
-CHAT = "/v1/chat/completions"
 MB = 1e6
 
 
@@ -87,44 +84,6 @@ class Outcome:
     def server_errors(self) -> int:
         """Statuses of 500 or more."""
         return sum(count for status, count in self.statuses.items() if status is not None and status >= 500)
-
-
-class Server:
-    """``vz-edge serve`` in a process of its own."""
-
-    def __init__(self, bundle: Path, log: Path) -> None:
-        command = [sys.executable, "-m", "vz_edge", "serve", str(bundle), "--port", "0"]
-        command += ["--queue-length", str(CLIENTS - 1)]  # one more is being answered
-        self._log = log.open("w+")
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._log, text=True)
-        assert self.process.stdout is not None
-        greeting = self.process.stdout.readline()
-        if "127.0.0.1:" not in greeting:
-            self.process.wait()
-            raise SystemExit(f"the server did not start: {log.read_text()}")
-        self.port = int(greeting.partition("127.0.0.1:")[2].partition("/")[0])
-
-    def stop(self) -> int:
-        """Exit status after SIGTERM."""
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(TIMEOUT_SEC)
-
-    def tracebacks(self) -> int:
-        """Unexpected errors in its log."""
-        self._log.seek(0)
-        return self._log.read().count("Traceback")
-
-    def metrics(self) -> dict[str, float]:
-        """Samples of /metrics by name."""
-        lines = get(self.port, "/metrics").splitlines()
-        return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line[0] != "#")}
-
-
-def get(port: int, path: str) -> str:
-    """The text at ``path``."""
-    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_SEC)) as connection:
-        connection.request("GET", path)
-        return connection.getresponse().read().decode()
 
 
 def make_cases(bundle: Path) -> list[Case]:
@@ -282,7 +241,9 @@ def free_places(server: Server) -> bool:
 def measure(bundle: Path, minutes: float, malformed: int, work: Path, busy: float) -> Report:
     """All phases against one server."""
     cases = make_cases(bundle)
-    server = Server(bundle, work / "serve_load.log")
+    # A place for everyone: one more than may wait is being answered.
+    options = ("--queue-length", str(CLIENTS - 1), "--cache-bytes", str(CACHE_BYTES), "-q")
+    server = Server(bundle, work / "serve_load.log", *options)
     try:
         memory: list[int] = []
         with sampled_memory(server.process.pid, memory):
@@ -311,6 +272,7 @@ def measure(bundle: Path, minutes: float, malformed: int, work: Path, busy: floa
             "vz-demo, 4 bits, 320 tokens; easy-VQA pictures, one question each; clients and server share the cores.",
             f"A place for each of the {CLIENTS} clients; bursts are of {BURST_CLIENTS}. Every other answer streams.",
             "Wrong: another text than EdgeModel.ask gave for that picture before.",
+            f"The server keeps {CACHE_BYTES / MB:.0f} MB of earlier requests, fewer than there are cases.",
             f"{BROKEN} connections were broken off between bursts and malformed requests.",
             f"Resident memory under load: {memory[0] / MB:.0f} MB at first, {statistics.median(memory) / MB:.0f} MB in "
             f"the median, {max(memory) / MB:.0f} MB at most; {last_bytes / MB:.0f} MB at the end of all.",

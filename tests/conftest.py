@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ["tests.missing_packages"]
+
 # What the shell of whoever runs the tests may say: widths, colours and languages of what is printed, proxies, GPUs,
 # where the hub is, and what vz-edge itself reads.
 SAID_ELSEWHERE = re.compile(

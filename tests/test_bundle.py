@@ -8,6 +8,7 @@ import pytest
 from vz_edge.bundle import (
     FORMAT_VERSION,
     MANIFEST,
+    READABLE_VERSIONS,
     ImageSpec,
     Manifest,
     Parity,
@@ -65,6 +66,35 @@ def test_a_bundle_of_the_first_format_is_read_as_onnx(bundle: Path) -> None:
     assert read_manifest(bundle).format == "onnx"
 
 
+@pytest.mark.parametrize(
+    ("part", "changes"),
+    [
+        ("image", {"short_edge": 400}),
+        ("image", {"exact_size": (336, 336)}),
+        ("image", {"resize": False}),
+        ("model", {"feature_layers": (-2, -5)}),
+        ("model", {"cls_is_token": True}),
+        ("model", {"projector_bias": False}),
+    ],
+)
+def test_a_bundle_that_an_older_device_would_misread_is_of_format_4(tmp_path: Path, part: str, changes: dict) -> None:
+    usual = manifest()
+    changed = dataclasses.replace(usual, **{part: dataclasses.replace(getattr(usual, part), **changes)})
+    (tmp_path / "decoder.onnx").write_bytes(b"graph")
+    written = write_manifest(tmp_path, changed, ignore)
+    assert written.format_version == 4 and read_manifest(tmp_path) == written
+    assert set(json.loads((tmp_path / MANIFEST).read_text())[part]) & {"short_edge", "resize", "cls_is_token"} <= set(
+        changes
+    )
+
+
+def test_keys_of_format_4_are_not_written_where_they_have_their_defaults(bundle: Path) -> None:
+    data = json.loads((bundle / MANIFEST).read_text())
+    assert data["format_version"] == 3
+    assert set(data["image"]) == {"mode", "mean", "std", "rescale_factor", "resample"}
+    assert not {"feature_layers", "cls_is_token", "projector_bias"} & set(data["model"])
+
+
 def test_files_in_subfolders_are_listed_and_checked(tmp_path: Path) -> None:
     with staged_folder(tmp_path / "bundle", force=False) as staging:
         (staging / "language_model").mkdir()
@@ -102,9 +132,10 @@ def test_a_broken_manifest_is_corrupt(bundle: Path, text: str) -> None:
 
 def test_a_newer_format_is_refused_with_both_versions(bundle: Path) -> None:
     data = json.loads((bundle / MANIFEST).read_text())
-    data["format_version"] = FORMAT_VERSION + 1
+    newest = max(READABLE_VERSIONS)
+    data["format_version"] = newest + 1
     (bundle / MANIFEST).write_text(json.dumps(data))
-    with pytest.raises(BundleVersionError, match=f"format {FORMAT_VERSION + 1}.*reads up to format {FORMAT_VERSION}"):
+    with pytest.raises(BundleVersionError, match=f"format {newest + 1}.*reads up to format {newest}"):
         read_manifest(bundle)
 
 

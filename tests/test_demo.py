@@ -11,6 +11,7 @@ import numpy as np
 import pydantic
 import pytest
 from easy_vqa import get_test_image_paths, get_test_questions
+from PIL import Image
 
 from vz_edge import EdgeModel
 from vz_edge.device.verify import look_again
@@ -51,6 +52,23 @@ def test_it_sees_the_example(demo: tuple[Path, EdgeModel]) -> None:
     assert {question: reply.text.strip() for question, reply in zip(ANSWERS, replies, strict=True)} == ANSWERS
     assert len({reply.image_tokens for reply in replies}) == 1
     assert {reply.finish_reason for reply in replies} == {"stop"}
+
+
+def test_a_memory_of_two_conversations_answers_as_fresh_asks_do(demo: tuple[Path, EdgeModel]) -> None:
+    """Taking turns: each goes on where it was."""
+    _, model = demo
+    cached = model.cached(8 * 2**20)
+    mirrored = np.asarray(Image.open(PICTURE).convert("RGB"))[:, ::-1].copy()
+    conversations: list[tuple[Any, list[dict[str, str]]]] = [(PICTURE, []), (mirrored, [])]
+    known = 0
+    for question in ANSWERS:
+        for picture, messages in conversations:
+            messages.append({"role": "user", "content": question})
+            found, fresh = (asked.ask(picture, messages, max_new_tokens=8) for asked in (cached, model))
+            assert (found.text, found.token_ids) == (fresh.text, fresh.token_ids)
+            messages.append({"role": "assistant", "content": found.text})
+            known += found.cached_tokens
+    assert known > 0
 
 
 def test_a_session_answers_as_fresh_asks_do(demo: tuple[Path, EdgeModel]) -> None:

@@ -42,6 +42,21 @@ def test_a_golden_text() -> None:
     }
 
 
+def test_a_gauge_is_read_when_it_is_asked_for() -> None:
+    metrics, kept = Metrics(), [5]
+    metrics.gauge("kept_bytes", "What is kept.", lambda: kept[0])
+    assert parsed(metrics.text())["kept_bytes"] == ("gauge", {("kept_bytes",): 5})
+    kept[0] = 7
+    assert metrics.as_dict() == {"kept_bytes": 7.0}
+    metrics.gauge("kept_bytes", "Anew.", lambda: 1)
+    assert metrics.as_dict() == {"kept_bytes": 1.0}
+    with pytest.raises(ValueError, match="is a gauge, not a counter"):
+        metrics.counter("kept_bytes", "Counted.")
+    metrics.summary("wait_seconds", "Waited.")
+    with pytest.raises(ValueError, match="is a summary, not a gauge"):
+        metrics.gauge("wait_seconds", "Waited.", lambda: 0)
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(LABELS, VALUES), max_size=5), st.lists(VALUES, max_size=5))
 def test_the_parser_reads_what_was_counted(counts: list[tuple[str, float]], values: list[float]) -> None:

@@ -70,6 +70,10 @@ def test_shapes_agree(recipe: Recipe) -> None:
         assert height % tower.image_size == width % tower.image_size == 0
 
 
+def test_the_license_of_the_weights_is_said_with_its_source(recipe: Recipe) -> None:
+    assert recipe.license is not None and recipe.license.name and recipe.license.source
+
+
 def test_default_and_presets_are_possible_budgets(recipe: Recipe) -> None:
     assert recipe.presets == tuple(sorted(recipe.presets, reverse=True))
     for total in (recipe.tokens, *recipe.presets):

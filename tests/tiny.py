@@ -73,18 +73,19 @@ def make_checkpoint(
     *,
     text: dict[str, Any] | None = None,
     vision: dict[str, Any] | None = None,
+    whole: dict[str, Any] | None = None,
     dtype: torch.dtype = torch.float32,
     shards: int = 1,
     seed: int = 0,
 ) -> torch.nn.Module:
     """Write a checkpoint and return its model.
 
-    ``text`` and ``vision`` override the two configs. Layout "saved" is what the installed transformers'
-    save_pretrained writes. "original" puts the tower into a CLIP folder beside; the original layouts have no
-    image token, in the vocabulary or the tokenizer.
+    ``text`` and ``vision`` override the two configs, ``whole`` the one around them. Layout "saved" is what the
+    installed transformers' save_pretrained writes. "original" puts the tower into a CLIP folder beside; the original
+    layouts have no image token, in the vocabulary or the tokenizer.
     """
     original = layout.startswith("original")
-    model = make_model(family, decoder, text, vision, dtype, seed)
+    model = make_model(family, decoder, text, vision, dtype, seed, whole)
     folder.mkdir(parents=True, exist_ok=True)
     if layout == "saved":
         model.save_pretrained(folder)
@@ -103,6 +104,7 @@ def make_model(
     vision: dict[str, Any] | None = None,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
+    whole: dict[str, Any] | None = None,
 ) -> Any:
     """A random vision-language model of transformers in ``dtype``, in eval mode."""
     from transformers import AutoConfig, AutoModelForImageTextToText, CLIPVisionConfig
@@ -119,7 +121,7 @@ def make_model(
         side = vision_config.image_size
         grids = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
         options["image_grid_pinpoints"] = [[rows * side, columns * side] for rows, columns in grids]
-    model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(family, **options))
+    model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(family, **options | (whole or {})))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -17,7 +17,7 @@ import os
 import reprlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from vz_edge.errors import RequestError, VzEdgeError
 
@@ -109,6 +109,21 @@ def path(name: str, value: object, error: type[VzEdgeError] = RequestError) -> P
     if not isinstance(found, str) or "\0" in found:
         raise error(f"{name} {shown(value)} is impossible; expected a path, as a string or a pathlib.Path")
     return Path(found)
+
+
+def open_file(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a file that a caller named. A pipe that nobody writes to is empty: ``open`` would wait for a writer."""
+    waits_not = getattr(os, "O_NONBLOCK", 0)
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | waits_not))  # noqa: SIM115 - the caller's
+    if waits_not:
+        os.set_blocking(file.fileno(), True)
+    return file
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """The text of a file that a caller named. Raises OSError and UnicodeDecodeError."""
+    with open_file(path) as file:
+        return file.read().decode("utf-8")
 
 
 def known_options(what: str, given: Iterable[Any], known: Iterable[str]) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from vz_edge import strict
 from vz_edge.arguments import whole
@@ -30,10 +30,17 @@ from vz_edge.errors import (
     ExportError,
     TargetExistsError,
 )
+from vz_edge.no_bundle import why_no_bundle
 from vz_edge.recipe import ModelSpec
 
 FORMAT_VERSION = 3
-READABLE_VERSIONS = (1, 2, 3)  # 1 had no ``format``, all were ONNX; 2 had one budget at most
+READABLE_VERSIONS = (1, 2, 3, 4)  # 1 had no ``format``, all were ONNX; 2 had one budget at most
+# Keys that older devices do not know. One with its default value is not written, and a bundle without any of them is
+# of format 3, so that they read it; a bundle with one of them would be answered wrongly there and is of format 4.
+KEYS_OF_FORMAT_4 = {
+    "model": ("feature_layers", "cls_is_token", "projector_bias"),
+    "image": ("short_edge", "exact_size", "resize"),
+}
 MANIFEST = "vz_edge.json"
 LANGUAGE_MODEL = "language_model"  # the folder of a bundle with bitsandbytes weights
 DECODER_FILE = {"onnx": "decoder.onnx", "bnb": f"{LANGUAGE_MODEL}/config.json"}  # by format: which of the two is there
@@ -93,6 +100,10 @@ class ImageSpec:
 
     ``mode`` "stock" is what transformers' processor does; "pad" is LLaVA-1.5's published evaluation (pad to a
     square with the mean colour). ``resample`` is Pillow's filter number (3: bicubic).
+
+    In a family without a grid the picture's short edge is then scaled to the tile's side, or to ``short_edge`` pixels,
+    or the picture is squeezed to ``exact_size`` (height, width), or it stays as it is (``resize`` false); last its
+    centre is cut out, filled up with black where it is smaller than a tile.
     """
 
     mode: Literal["stock", "pad"]
@@ -100,6 +111,9 @@ class ImageSpec:
     std: tuple[float, float, float]
     rescale_factor: float = 1 / 255
     resample: int = 3
+    short_edge: int | None = None
+    exact_size: tuple[int, int] | None = None
+    resize: bool = True
 
 
 @dataclass(frozen=True)
@@ -214,9 +228,8 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     _check_name(path, folder)
-    if not path.is_file():
-        what = "is not a bundle (no vz_edge.json)" if folder.is_dir() else "does not exist"
-        raise BundleError(f"{folder} {what}; expected a folder written by 'vz-edge export'")
+    if not os.path.isfile(path):
+        raise BundleError(why_no_bundle(folder, MANIFEST))
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         version = data["format_version"]
@@ -230,7 +243,8 @@ def read_manifest(folder: Path) -> Manifest:
         )
     if version not in READABLE_VERSIONS:
         raise BundleVersionError(
-            f"{folder} has bundle format {version}, this version of vz-edge reads up to format {FORMAT_VERSION}; "
+            f"{folder} has bundle format {version}, this version of vz-edge reads up to format "
+            f"{max(READABLE_VERSIONS)}; "
             "upgrade vz-edge, or export the bundle again"
         )
     try:
@@ -280,8 +294,26 @@ def write_manifest(folder: Path, manifest: Manifest, progress: Callable[[str, in
         digest = sha256(path, lambda count, name=name: progress(name, count))  # type: ignore[misc]
         files[name] = FileEntry(path.stat().st_size, digest)
     complete = dataclasses.replace(manifest, files=files)
-    (folder / MANIFEST).write_text(json.dumps(dataclasses.asdict(complete), indent=2) + "\n", encoding="utf-8")
+    if _has_keys_of_format_4(complete):
+        complete = dataclasses.replace(complete, format_version=4)
+    (folder / MANIFEST).write_text(json.dumps(_as_data(complete), indent=2) + "\n", encoding="utf-8")
     return complete
+
+
+def _has_keys_of_format_4(manifest: Manifest) -> bool:
+    data = _as_data(manifest)
+    return any(name in data[part] for part, names in KEYS_OF_FORMAT_4.items() for name in names)
+
+
+def _as_data(manifest: Manifest) -> dict[str, Any]:
+    """What is written; a key of format 4 is left out where it has its default value."""
+    data = dataclasses.asdict(manifest)
+    for part, names in KEYS_OF_FORMAT_4.items():
+        defaults = {field.name: field.default for field in dataclasses.fields(getattr(manifest, part))}
+        for name in names:
+            if data[part][name] == defaults[name]:
+                del data[part][name]
+    return data
 
 
 @contextmanager

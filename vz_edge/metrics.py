@@ -17,7 +17,7 @@ The text is Prometheus's exposition format 0.0.4
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -83,11 +83,26 @@ class Summary:
             yield f"{self.name}_count{_braces(labels)}", count
 
 
+class Gauge:
+    """A number as it is when it is asked for. Made by ``Metrics.gauge``; ``read`` must be safe in several threads."""
+
+    kind: Literal["gauge"] = "gauge"
+
+    def __init__(self, name: str, about: str, read: Callable[[], float]) -> None:
+        self.name = name
+        self.about = about
+        self._read = read
+
+    def samples(self) -> Iterator[tuple[str, float]]:
+        """Name and value."""
+        yield self.name, self._read()
+
+
 class Metrics:
-    """A set of counters and summaries. A name that was asked for before gives the same one again."""
+    """A set of counters, summaries and gauges. A name that was asked for before gives the same one again."""
 
     def __init__(self) -> None:
-        self._all: dict[str, Counter | Summary] = {}
+        self._all: dict[str, Counter | Summary | Gauge] = {}
         self._lock = threading.Lock()
 
     def counter(self, name: str, about: str) -> Counter:
@@ -95,7 +110,7 @@ class Metrics:
         with self._lock:
             found = self._all.setdefault(name, Counter(name, about))
         if not isinstance(found, Counter):
-            raise ValueError(f"{name} is a summary, not a counter; give the counter another name")
+            raise ValueError(f"{name} is a {found.kind}, not a counter; give the counter another name")
         return found
 
     def summary(self, name: str, about: str) -> Summary:
@@ -103,8 +118,17 @@ class Metrics:
         with self._lock:
             found = self._all.setdefault(name, Summary(name, about))
         if not isinstance(found, Summary):
-            raise ValueError(f"{name} is a counter, not a summary; give the summary another name")
+            raise ValueError(f"{name} is a {found.kind}, not a summary; give the summary another name")
         return found
+
+    def gauge(self, name: str, about: str, read: Callable[[], float]) -> Gauge:
+        """The gauge ``name``, which is what ``read`` returns; a gauge of that name is replaced."""
+        with self._lock:
+            found = self._all.get(name)
+            if found is not None and not isinstance(found, Gauge):
+                raise ValueError(f"{name} is a {found.kind}, not a gauge; give the gauge another name")
+            self._all[name] = gauge = Gauge(name, about, read)
+        return gauge
 
     def as_dict(self) -> dict[str, float]:
         """Every sample of ``text``, by its name with its labels."""
@@ -118,7 +142,7 @@ class Metrics:
             lines += [f"{name} {value:.15g}" for name, value in metric.samples()]
         return "".join(f"{line}\n" for line in lines)
 
-    def _listed(self) -> list[Counter | Summary]:
+    def _listed(self) -> list[Counter | Summary | Gauge]:
         with self._lock:
             return list(self._all.values())
 

@@ -83,6 +83,9 @@ class ModelSpec:
 
     ``grid_pinpoints`` are the anyres resolutions as (height, width) in pixels; empty for a family without a
     grid. ``feature_layer`` indexes the tower's hidden states as transformers does (-2: input of the last layer).
+    Where the projector reads several of them side by side, ``feature_layers`` has all in its order, and
+    ``feature_layer`` is the deepest, whose attention ranks the tokens. With all tokens the decoder gets CLS too where
+    ``cls_is_token``; a budget always keeps it. ``projector_bias``: whether the projector's layers have biases.
     """
 
     family: Literal["llava", "llava_next"]
@@ -92,12 +95,35 @@ class ModelSpec:
     feature_layer: int = -2
     projector_activation: Literal["gelu"] = "gelu"
     grid_pinpoints: tuple[tuple[int, int], ...] = ()
+    feature_layers: tuple[int, ...] = ()
+    cls_is_token: bool = False
+    projector_bias: bool = True
+
+    @property
+    def all_tokens_per_tile(self) -> int:
+        """Tokens of a tile that is not reduced."""
+        return self.tower.patches + self.cls_is_token
+
+    @property
+    def states_read(self) -> tuple[int, ...]:
+        """How many layers of the tower run for each hidden state that the projector reads, in its order."""
+        return tuple(self.tower.layers_before(layer) for layer in self.feature_layers or (self.feature_layer,))
+
+    @property
+    def feature_width(self) -> int:
+        """Numbers of a token that the projector reads."""
+        return len(self.states_read) * self.tower.hidden_size
 
     @property
     def max_tiles(self) -> int:
         """Tiles of the picture that costs the most: the largest grid and the base tile."""
         side = self.tower.image_size
         return 1 + max(((height // side) * (width // side) for height, width in self.grid_pinpoints), default=0)
+
+    @property
+    def default_tokens(self) -> int:
+        """The total of a model without a recipe: a ninth of all tokens, the paper's middle setting."""
+        return self.tower.patches // 9 * self.max_tiles
 
 
 @dataclass(frozen=True)
@@ -139,10 +165,24 @@ class PublishedAccuracy:
 
 
 @dataclass(frozen=True)
+class ModelLicense:
+    """Under which license the checkpoint is published, and where that was read.
+
+    ``note`` says what the publisher asks beyond it. A bundle made of the checkpoint is under the same terms.
+    """
+
+    name: str
+    source: str
+    note: str | None = None
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One file of ``export/``. ``presets`` are the paper's totals, ``tokens`` the default budget.
 
-    ``vanilla_7b`` is the recipe of the family's 7B, which a plan compares with.
+    ``vanilla_7b`` is the recipe of the family's 7B, which a plan compares with. A ``demonstration`` is a model to try
+    the tools with, which a plan never recommends. ``license`` is the checkpoint's, not that of this package; None where
+    nobody wrote it down.
     """
 
     name: str
@@ -154,6 +194,8 @@ class Recipe:
     image_mode: Literal["stock", "pad"] = "stock"
     vanilla_7b: str | None = None
     published_accuracy: PublishedAccuracy | None = None
+    demonstration: bool = False
+    license: ModelLicense | None = None
 
 
 def data_folder(name: str) -> Path:

@@ -93,7 +93,7 @@ def test_the_commands(folder: Path, model: EdgeModel) -> None:
 
 
 def test_an_error_leaves_the_chat_and_is_in_the_status_of_a_pipe(folder: Path, model: EdgeModel) -> None:
-    typed = "/image absent.png\n/nothing\n/image\n/image 'a\n<image>?\n/etc/hosts?\nWhy?\n"
+    typed = "/image absent.png\n/nothing\n/image\n/image 'a\n/etc/hosts?\nWhy?\n"
     done = chat(folder, typed, "--image", folder / "one.png")
     assert done.returncode == 2 and "Traceback" not in done.stderr
     for message in ("absent.png does not exist", "no command /nothing", "/image names no picture", "'a does not exist"):

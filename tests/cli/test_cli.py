@@ -23,6 +23,7 @@ from PIL import Image
 from tests.tiny import make_checkpoint
 from vz_edge import __version__ as vz_edge_version
 from vz_edge.cli import app
+from vz_edge.device.requirements import install_command
 from vz_edge.recipe import recipe_names
 
 REPOSITORY = Path(__file__).parents[2]
@@ -111,6 +112,12 @@ def test_verify_hashes_and_looks_again(folder: Path) -> None:
     done = vz_edge("verify", folder / "bundle")
     assert done.returncode == 0, done.stderr
     assert "every hash is as recorded" in done.stdout and "100.0% of the kept positions" in done.stdout
+    assert (
+        done.stdout.splitlines()[-1]
+        == "verdict: as exported: nothing differs but rounding, and the next token is the same"
+    )
+    quick = vz_edge("verify", folder / "bundle", "--hashes-only")
+    assert quick.stdout.splitlines()[-1].startswith("verdict: the files are what was exported")
 
 
 def test_inspect_a_bundle_and_a_recipe(folder: Path) -> None:
@@ -157,14 +164,14 @@ def test_what_does_not_import_is_named_before_an_export(
 
     monkeypatch.setattr(importlib, "import_module", import_module)
     reason = " ".join(str(raised).split())
-    for format_, extras in (("onnx", "export,cpu"), ("bnb", "export,bnb,cpu")):
+    for format_, extras in (("onnx", ("export", "cpu")), ("bnb", ("export", "bnb", "cpu"))):
         done = vz_edge("export", "--model", "vz-demo", "--format", format_)
         assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
-        assert f"exporting needs {broken}, which cannot be imported here ({reason}); pip" in done.stderr
-        assert f"'vz-edge[{extras}]'" in done.stderr
+        assert f"exporting needs {broken}, which cannot be imported here ({reason}); on the" in done.stderr
+        assert install_command(*extras) in done.stderr
 
 
-def test_what_is_missing_for_an_export_is_named_with_its_extras(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_missing_for_an_export_is_named_with_the_packages_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     real = importlib.util.find_spec
 
     def find_spec(name: str, package: str | None = None) -> Any:
@@ -172,15 +179,25 @@ def test_what_is_missing_for_an_export_is_named_with_its_extras(monkeypatch: pyt
 
     monkeypatch.setattr(importlib.util, "find_spec", find_spec)
     for format_, said in (
-        ("onnx", "exporting needs torch, not installed here; pip install 'vz-edge[export,cpu]'"),
-        ("bnb", "needs torch, bitsandbytes, not installed here; pip install 'vz-edge[export,bnb,cpu]'"),
+        ("onnx", "exporting needs torch, not installed here; on the machine that exports, pip install '"),
+        ("bnb", "needs torch, bitsandbytes, not installed here; on the machine that exports, pip install '"),
     ):
         done = vz_edge("export", "--model", "vz-demo", "--format", format_)
         assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1, done.stderr
+        assert (
+            " 'torch>=" in done.stderr
+            and " 'onnxruntime>=" in done.stderr
+            and ("'bitsandbytes>=" in done.stderr) == (format_ == "bnb")
+        )
 
 
-def test_models_lists_every_recipe() -> None:
-    assert [row["name"] for row in json.loads(vz_edge("models", "--json").stdout)] == recipe_names()
+def test_models_lists_every_recipe_with_the_license_of_its_weights() -> None:
+    rows = {row["name"]: row for row in json.loads(vz_edge("models", "--json").stdout)}
+    assert list(rows) == recipe_names()
+    assert rows["llava-next-13b"]["license"]["name"] == "Llama 2 Community License"
+    printed = vz_edge("models").stdout
+    for row in rows.values():
+        assert row["name"] in printed and row["checkpoint"] in printed and row["license"]["name"] in printed
 
 
 def test_what_a_person_gets_wrong_is_one_line_and_status_2(folder: Path) -> None:

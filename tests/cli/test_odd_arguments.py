@@ -16,6 +16,10 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         *("--image", "--tokens", "--max-new-tokens", "--temperature", "--top-k", "--top-p", "--seed", "--schema"),
         *("--choices", "--provider", "--vision", "--threads", "--max-context", "--device-id"),
     ),
+    "watch": (
+        *("--every", "--deadline", "--unchanged-below", "--stalled-after", "--tokens", "--max-new-tokens", "--system"),
+        *("--topic", "--provider", "--threads", "--max-context", "--device-id", "--vision"),
+    ),
     "verify": ("--provider", "--device-id"),
     "inspect": ("--bits", "--format", "--tokens", "--target", "--device"),
     "profile": (
@@ -23,12 +27,12 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         *("--baseline", "--fail-above", "--device-id"),
     ),
     "serve": ("--host", "--port", "--token-file", "--max-body-bytes", "--provider", "--threads", "--device-id"),
-    "export": ("--tokens", "--bits", "--format", "--target", "--out", "--name"),
+    "export": ("--bits", "--format", "--target", "--out", "--name"),
     "plan": ("--device", "--bits", "--tokens", "--max-context", "--frames-per-minute"),
     "devices": (),
     "models": (),
 }
-WORDS = ["", "5", "-1", "nan", "1e400", "9" * 30, "a\0b", "\udcff", "x" * 5000, "two\nlines", "\x1b[31m", "cuda,cpu"]
+WORDS = ["", "5", "-1", "nan", "1e400", "9" * 30, "\udcff", "x" * 5000, "two\nlines", "\x1b[31m", "cuda,cpu"]
 FILES = ["folder", "pipe", "empty", "text", "loop", "file/inside", "absent"]
 
 
@@ -39,6 +43,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     standin.write_bundle(folder / "bundle")
     Image.new("RGB", (40, 30)).save(folder / "picture.png")
     (folder / "folder").mkdir()
+    (folder / "frames").mkdir()
+    (folder / "frames" / "0.png").symlink_to(folder / "picture.png")
     if hasattr(os, "mkfifo"):
         os.mkfifo(folder / "pipe")
     (folder / "empty").touch()
@@ -66,16 +72,29 @@ def assert_told(*arguments: object) -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_odd_names(command: str, folder: Path) -> None:
     for word in [*WORDS, *(folder / name for name in FILES)]:
-        more = ("What?",) if command == "run" else ("--model", word) if command == "export" else ()
+        more = (
+            ("What?",)
+            if command == "run"
+            else (folder / "frames", "What?")
+            if command == "watch"
+            else ("--model", word)
+            if command == "export"
+            else ()
+        )
         assert_told(command, *(() if command == "export" else (word,)), *more)
+    if command == "watch":
+        for word in [*WORDS, *(folder / name for name in FILES)]:
+            assert_told(command, folder / "bundle", word, "What?", "--max-new-tokens", 2, "--stalled-after", 1)
+            assert_told(command, folder / "bundle", folder / "frames", word, "--max-new-tokens", 2)
 
 
 @pytest.mark.parametrize(
     ("command", "option"), [(command, option) for command in COMMANDS for option in COMMANDS[command]]
 )
-def test_odd_values_of_options(command: str, option: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_odd_values_of_options(command: str, option: str, folder: Path) -> None:
     given: dict[str, tuple[object, ...]] = {
         "run": (folder / "bundle", "What?", "--threads", 1, "--max-new-tokens", 2),
+        "watch": (folder / "bundle", folder / "frames", "What?", "--threads", 1),
         "verify": (folder / "bundle",),
         "inspect": (folder / "bundle",),
         "profile": (folder / "bundle", "--size", "0x0"),  # nothing is measured
@@ -83,5 +102,5 @@ def test_odd_values_of_options(command: str, option: str, folder: Path, monkeypa
         "export": ("--model", "vz-demo", "--tokens", "1"),  # nothing is exported
         "plan": ("llava-1.5-7b",),
     }
-    for word in [*WORDS, *(folder / name for name in FILES)]:
+    for word in [*WORDS[:8], folder / "folder", folder / "pipe", folder / "text"]:
         assert_told(command, *given[command], option, word)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,53 @@ from vz_edge.planning.plan import Asked
 from vz_edge.recipe import data_folder
 
 
-def test_by_default_every_device_is_shown_within_100_columns() -> None:
-    done = CliRunner().invoke(app, ["plan"], env={"COLUMNS": "100"})
+def rows_of(stdout: str) -> list[list[str]]:
+    """The words of the table's lines that begin with a device's name."""
+    lines = [line.split() for line in stdout.splitlines()]
+    return [words for words in lines if words and words[0] in device_names()]
+
+
+def test_by_default_there_is_one_table_of_80_columns_with_a_row_per_device() -> None:
+    done = CliRunner().invoke(app, ["plan"], env={"COLUMNS": "80"})
+    assert done.exit_code == 0, done.output
+    assert max(map(len, done.stdout.splitlines())) <= 80 and "…" not in done.stdout
+    rows = rows_of(done.stdout)
+    assert sorted(row[0] for row in rows) == device_names()
+    assert all(len(row) == 2 + 2 * 4 for row in rows)  # nothing is wrapped: of each of the two models four figures
+    planned = json.loads(vz_edge("plan", "--json").stdout)["rows"]
+    for row in rows:
+        for cells, found in zip((row[2:6], row[6:]), [f for f in planned if f["device"] == row[0]], strict=True):
+            assert cells[0] == f"{found['peak_bytes'] / 1e9:.1f}"
+            assert cells[1] == {"fits": "yes", "fits with less context": "less", "does not fit": "no"}[found["fit"]]
+            assert (cells[2] == "-") == (cells[1] == "no")
+    assert "A beats the vanilla 7B on " in done.stdout and "The vanilla 7B fits on " in done.stdout
+
+
+def test_more_candidates_than_two_have_a_row_each() -> None:
+    asked = ["--bits", "4", "--bits", "8", "--frames-per-minute", "6", "--device", "orin-nx-16", "--device", "cpu"]
+    done = CliRunner().invoke(app, ["plan", *asked], env={"COLUMNS": "80"})
+    lines = done.stdout.splitlines()
+    assert max(map(len, lines)) <= 80 and [row[0] for row in rows_of(done.stdout)] == ["orin-nx-16", "cpu"]
+    assert sum("llava-next-7b 8 bits 320" in line for line in lines) == 2
+    assert "keeps up with 6 frames a minute on: orin-nx-16." in " ".join(done.stdout.split())
+
+
+def test_long_names_lose_no_letter(tmp_path: Path) -> None:
+    name = "the-board-in-the-left-arm-of-the-robot-in-the-second-hall"
+    profile = (data_folder("profiles") / "orin-nx-16.yaml").read_text().replace("name: orin-nx-16", f"name: {name}")
+    (tmp_path / f"{name}.yaml").write_text(profile)
+    for bits in (["4"], ["4", "8"]):
+        asked = [part for width in bits for part in ("--bits", width)]
+        board = str(tmp_path / f"{name}.yaml")
+        done = CliRunner().invoke(app, ["plan", "--device", board, *asked], env={"COLUMNS": "80"})
+        lines = done.stdout.splitlines()
+        assert max(map(len, lines)) <= 80 and "…" not in done.stdout
+        first, rest = lines[-20:], "".join(line.split()[0] for line in lines if line.split())
+        assert name in rest, first
+
+
+def test_verbose_says_everything_within_100_columns() -> None:
+    done = CliRunner().invoke(app, ["plan", "-v"], env={"COLUMNS": "100"})
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
     assert max(map(len, lines)) <= 100
@@ -30,9 +76,23 @@ def test_by_default_every_device_is_shown_within_100_columns() -> None:
     assert "beats the vanilla 7B: yes (" in done.stdout and "the vanilla 7B does not fit here (" in done.stdout
 
 
-def test_narrow_terminals_lose_no_word() -> None:
-    done = CliRunner().invoke(app, ["plan", "--device", "agx-orin-64"], env={"COLUMNS": "80"})
+@pytest.mark.parametrize("asked", [("--verbose", "--device", "agx-orin-64"), ("--solve", "orin-nano-8")])
+def test_narrow_terminals_lose_no_word(asked: tuple[str, ...]) -> None:
+    done = CliRunner().invoke(app, ["plan", *asked], env={"COLUMNS": "80"})
     assert "…" not in done.stdout and max(map(len, done.stdout.splitlines())) <= 80
+
+
+def test_solve_never_recommends_the_demonstration(tmp_path: Path) -> None:
+    for asked in ((), ("--model", "vz-demo"), ("--within-sec", 0.5), ("--answer-tokens", 1)):
+        found = vz_edge("plan", "--solve", "cpu", *asked, "--json")
+        rows = json.loads(found.stdout)["rows"]
+        assert found.returncode == (0 if rows else 1) and "vz-demo" not in {row["model"] for row in rows}
+    small = tmp_path / "small.yaml"
+    profile = (data_folder("profiles") / "cpu.yaml").read_text().replace("name: cpu", "name: small")
+    small.write_text(re.sub(r"(?m)value: \d{11}$", "value: 1000000000", profile))
+    assert json.loads(vz_edge("plan", "--device", small, "--model", "vz-demo", "--json").stdout)["rows"]
+    none = vz_edge("plan", "--solve", small)
+    assert none.returncode == 1 and "nothing fits" in none.stdout
 
 
 def test_the_defaults_are_those_of_a_plan() -> None:
@@ -78,6 +138,8 @@ def test_solve_shows_the_best_ten_or_says_there_is_none(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_planned_is_one_line_and_status_2(tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    standin.write_bundle(bundle)
     wrong = {
         "no device 'agx-orin'; nearest: agx-orin-": ("--device", "agx-orin"),
         "no recipe 'llava-next-14b'; nearest: llava-next-": ("--model", "llava-next-14b"),
@@ -93,6 +155,10 @@ def test_what_cannot_be_planned_is_one_line_and_status_2(tmp_path: Path) -> None
         "--solve names the device itself": ("--solve", "cpu", "--device", "cpu"),
         "no figures of transformers on a device of class cpu": ("--device", "cpu", "--runtime", "transformers"),
         "cannot be written": ("--device", "cpu", "--html", tmp_path / "absent" / "plan.html"),
+        "is a bundle, exported already; 'vz-edge inspect": ("--model", bundle),
+        "no recipe 'nnnn": ("--model", "n" * 5000),
+        "no device 'nnnn": ("--device", "n" * 5000),
+        "nnn does not exist; expected a device profile": ("--device", "/" + "n" * 5000),
     }
     for message, arguments in wrong.items():
         done = vz_edge("plan", *arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from html.parser import HTMLParser
@@ -11,8 +12,9 @@ import pytest
 
 from tests.cli.test_cli import vz_edge
 from tests.device import standin
+from vz_edge.cli import profile
 from vz_edge.profiling import processes, run
-from vz_edge.profiling.run_report import read_report
+from vz_edge.profiling.run_report import RunReport, Samples, read_report
 
 QUICK = ("--runs", "2", "--answer-tokens", "4", "--threads", "1")
 
@@ -47,12 +49,31 @@ def well_formed(text: str) -> bool:
     return open_tags == []
 
 
-def test_two_bundles_are_measured_and_compared_with_themselves(folder: Path) -> None:
+def _print_in_80_columns(report: RunReport, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every row on one line, whatever was measured."""
+    wide = dataclasses.replace(
+        report.bundles[1],
+        times={name: Samples.of([12345.678, 34567.891]) for name in report.bundles[1].times},
+        bundle="/a/long/path/to/the/bundles/of/a/robot/llava-next-13b-4-bits-640-tokens",
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "80")
+        profile._print(dataclasses.replace(report, bundles=(report.bundles[0], wide)))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80 and not any("…" in line for line in lines)
+    for label in ("load", "first token", "RSS, peak of picture", "PSS after prefill", "peak memory"):
+        assert sum(line.startswith(f"{label} ") for line in lines) == 2, label
+
+
+def test_two_bundles_are_measured_and_compared_with_themselves(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out, html = folder / "report.json", folder / "report.html"
     bundles = (folder / "selected", folder / "vanilla")
     done = vz_edge("profile", *bundles, *QUICK, "--device", "cpu", "--json", out, "--html", html)
     assert done.returncode == 0, done.stderr
     assert "first token" in done.stdout and "against the first" in done.stdout
+    _print_in_80_columns(read_report(out), capsys)
     report = read_report(out)
     selected, vanilla = report.bundles
     assert (selected.tiles, selected.image_tokens) == (vanilla.tiles, 20) == (5, 20)

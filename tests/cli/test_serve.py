@@ -5,12 +5,14 @@ That it serves, and ends when it is told to, is in ``tests/serve/test_server.py`
 
 from __future__ import annotations
 
+import logging
 import socket
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from tests.device import standin
 from vz_edge.cli import app
 from vz_edge.serve.server import bind
 
@@ -51,3 +53,18 @@ def test_a_port_is_taken_before_the_model_is_loaded() -> None:
 def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:
     assert "is not a bundle" in refused(str(tmp_path), "--port", "0")
     assert "queue" in refused(str(tmp_path), "--port", "0", "--queue-length", "-1")
+
+
+def test_a_system_prompt_that_would_be_left_out_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    every, _, rest = standin.TEMPLATE.partition("%}")
+    skipping = every + "%}{% if message['role'] == 'system' %}{% continue %}{% endif %}" + rest
+    monkeypatch.setattr(standin, "TEMPLATE", skipping)
+    standin.write_bundle(tmp_path / "bundle")
+    assert "leaves a system prompt out" in refused(str(tmp_path / "bundle"), "--port", "0", "--system", "Be brief.")
+
+
+def test_the_log_is_as_it_was_afterwards(tmp_path: Path) -> None:
+    logger = logging.getLogger("vz_edge.serve")
+    before = (logger.level, logger.propagate, list(logger.handlers))
+    refused(str(tmp_path), "--port", "0")
+    assert (logger.level, logger.propagate, logger.handlers) == before

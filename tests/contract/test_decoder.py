@@ -14,7 +14,7 @@ import pytest
 from onnxruntime import OrtValue
 
 from tests.device import standin
-from vz_edge.device.cuda_graph import GraphDecoder
+from vz_edge.device.cuda_graph import GraphContext, GraphDecoder
 from vz_edge.device.decoder import Decoder
 from vz_edge.device.fake_decoder import FakeDecoder
 from vz_edge.device.onnx_decoder import OnnxDecoder, open_decoder_session
@@ -188,3 +188,24 @@ def test_a_fork_goes_on_from_the_same_past_on_its_own(kept: Kept, embeds: np.nda
     kept.assert_same(fork.append(embeds[6:9]), kept.fresh(embeds[:9]))
     kept.assert_same(context.append(embeds[13:14]), kept.fresh(embeds[[*range(6), *range(10, 14)]]))
     kept.assert_same(unread.append(embeds[:2]), kept.fresh(embeds[:2]))
+
+
+def test_a_fork_of_the_first_tokens_may_be_larger_or_smaller(kept: Kept, embeds: np.ndarray) -> None:
+    context = kept.decoder.start(10)
+    context.append(embeds[:8])
+    for capacity in (CAPACITY, 7):
+        fork = context.fork(5, capacity)
+        assert (fork.length, fork.capacity) == (5, capacity)
+        kept.assert_same(fork.append(embeds[[9, 8]]), kept.fresh(embeds[[0, 1, 2, 3, 4, 9, 8]]))
+    for length, capacity in ((9, CAPACITY), (6, 5), (-1, CAPACITY)):
+        with pytest.raises(ContextLengthError, match="holds 8"):
+            context.fork(length, capacity)
+    kept.assert_same(context.append(embeds[8:10]), kept.fresh(embeds[:10]))
+
+
+def test_the_cache_of_a_context_is_counted(kept: Kept, embeds: np.ndarray) -> None:
+    context = kept.decoder.start(CAPACITY)
+    context.append(embeds[:8])
+    context.rewind(2)
+    owned = not isinstance(context, GraphContext)  # whose cache is the decoder's
+    assert context.cache_bytes >= 8 * kept.decoder.cache_bytes_per_token * owned

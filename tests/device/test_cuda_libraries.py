@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vz_edge.device.cuda_libraries import packaged_folders, packaged_libraries, wanted_libraries
+from vz_edge.device.cuda_libraries import folders_of_all, packaged_folders, packaged_libraries, wanted_libraries
 
 
 def test_library_names_follow_the_cuda_version() -> None:
@@ -27,4 +27,7 @@ def test_packages_are_found_wherever_they_lie_on_the_path(tmp_path: Path) -> Non
     wanted = wanted_libraries("12.8")
     assert packaged_folders(wanted, paths) == [str((tmp_path / file).parent) for file in files[:2]]
     found = packaged_libraries(wanted, paths)
+    both = ["libcublasLt.so.12", "libcublas.so.12"]
+    assert folders_of_all(both, paths) == [str((tmp_path / file).parent) for file in (files[1], files[0])]
+    assert folders_of_all([*both, "libcudnn.so.9"], paths) == [], "a path that leaves one out helps nobody"
     assert found == [tmp_path / files[1], tmp_path / files[0]], "in the order they need each other"

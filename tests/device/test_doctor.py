@@ -20,10 +20,11 @@ from vz_edge.device.cuda_libraries import wanted_libraries
 from vz_edge.device.doctor import cuda, jetson, matmul, packages, providers, resources, trial
 from vz_edge.device.doctor.finding import Finding, reasons_against
 from vz_edge.device.process import Outcome
+from vz_edge.device.requirements import Declared, install_command
 from vz_edge.device.runtime import CPU, CUDA
 from vz_edge.host.quant.pack import dequantize
 
-DEMANDS = packages.Declared(
+DEMANDS = Declared(
     ">=3.10",
     (
         "numpy>=1.26",
@@ -70,26 +71,19 @@ def test_what_is_old_or_missing_is_named_with_its_installation() -> None:
     assert not packages.export_is_expected({"torch": "2.6"}.get)
 
 
+def test_a_machine_that_only_runs_bundles_is_told_so_in_one_line() -> None:
+    versions = {"numpy": "2.1.0", "rich": "13.0"}
+    found = by_name(packages.package_findings(DEMANDS, versions.get, "3.12.3"))["export packages"]
+    assert (found.state, found.needed_for) == ("problem", "export")
+    assert found.detail == "not installed; only the machine that exports needs them"
+    assert found.fix == "pip install 'torch>=2.6'"
+
+
 def test_without_packaging_or_a_declaration_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     assert packages.package_findings(None)[0].state == "warning"
     monkeypatch.setitem(sys.modules, "packaging.specifiers", None)
     (finding,) = packages.package_findings(DEMANDS, FINE.get)
     assert finding.state == "problem" and finding.fix == "pip install packaging"
-
-
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib")
-def test_a_checkout_declares_what_its_pyproject_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    def not_installed(name: str) -> None:
-        raise packages.metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(packages.metadata, "distribution", not_installed)
-    demands = packages.declared()
-    assert demands is not None and demands.python == ">=3.10"
-    base = {requirement.name for requirement in packages.base_requirements(demands)}
-    assert {"numpy", "tokenizers", "rich", "packaging"} <= base and not base & {"torch", "onnxruntime"}
-    assert "torch" in {requirement.name for requirement in packages.extra_requirements(demands, "export")}
-    monkeypatch.setattr(packages, "PYPROJECT", Path("/no/such/pyproject.toml"))
-    assert packages.declared() is None
 
 
 def test_two_onnxruntimes_at_once_are_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,14 +101,14 @@ def test_two_onnxruntimes_at_once_are_a_problem(tmp_path: Path, monkeypatch: pyt
     assert found == {"onnxruntime": "1.22.0", "onnxruntime-gpu": "1.22.0"}
     finding = packages.onnxruntime_finding(found)
     assert finding.state == "problem" and "overwrite" in finding.detail
-    assert finding.fix == "pip uninstall -y onnxruntime onnxruntime-gpu, then pip install 'vz-edge[gpu]'"
+    assert finding.fix == "pip uninstall -y onnxruntime onnxruntime-gpu, then " + install_command("gpu")
 
 
 def test_no_onnxruntime_is_a_problem_and_one_is_fine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert packages.onnxruntime_finding({"onnxruntime-gpu": "1.22.0"}).state == "ok"
     assert "without package metadata" in packages.onnxruntime_finding({}).detail
     monkeypatch.setattr(packages.importlib.util, "find_spec", lambda name: None)
-    assert "vz-edge[cpu]" in packages.onnxruntime_finding({}).fix
+    assert install_command("cpu") in packages.onnxruntime_finding({}).fix
 
 
 # --- the 4-bit product
@@ -224,7 +218,7 @@ def test_cuda_is_judged_by_what_is_there() -> None:
     everything = set(wanted_libraries("12.8"))
     assert cuda.cuda_finding(None, False, False, False, set(), []).state == "ok"
     card = cuda.cuda_finding(None, True, False, False, set(), [])
-    assert card.state == "warning" and "vz-edge[gpu]" in card.fix
+    assert card.state == "warning" and install_command("gpu") in card.fix
     assert "docs/jetson.md" in cuda.cuda_finding(None, True, True, False, set(), []).fix
     assert cuda.cuda_finding("12.8", True, False, True, set(), []).state == "ok"
     cut = cuda.cuda_finding("12.8", True, False, False, everything - {"libcudnn.so.9"}, [])
@@ -236,13 +230,6 @@ def test_cuda_is_judged_by_what_is_there() -> None:
     assert "does not start" in cuda.cuda_finding("12.8", True, False, False, everything, []).detail
     assert cuda.cuda_finding("12.8", False, False, False, set(), []).state == "warning"
     assert cuda.cuda_finding("", True, False, False, set(), []).state == "problem"
-
-
-def without_cuda_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What this machine has, in its loader's cache, its environment and its packages, is not there."""
-    monkeypatch.setattr(cuda, "command_output", lambda *command: None)
-    monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)
-    monkeypatch.setattr(cuda, "packaged_folders", lambda names: [])
 
 
 # --- Jetson
@@ -371,7 +358,9 @@ def test_a_machine_with_nothing_still_gets_a_report(tmp_path: Path, monkeypatch:
 
 def test_a_jetson_with_a_wheel_of_another_board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_system(tmp_path, MEMORY | {"etc/nv_tegra_release": "# R36 (release), REVISION: 4.3, GCID: 1\n"})
-    without_cuda_libraries(monkeypatch)
+    monkeypatch.setattr(cuda, "command_output", lambda *command: None)
+    monkeypatch.setattr(doctor, "folders_of_all", lambda names: [])  # not those of this environment
+    monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)
     trials = {
         (): Outcome({"version": "1.23.0", "build": "", "providers": [CUDA, providers.REMOTE, CPU], "cuda": "12.6"}),
         (CPU,): Outcome({"started": True, "error": "", "distance": 0.005}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -109,19 +110,93 @@ def test_pixel_modes_equal_the_stock_processor(mode: str, family) -> None:
     assert_same_bits(noise((301, 207), mode), family(side=28, **pinpoints_of(family)))
 
 
-@pytest.mark.parametrize("mode", ["1", "P", "I;16", "I", "F", "transparent P"])
+@pytest.mark.parametrize("mode", ["1", "P", "I", "transparent P"])
 @pytest.mark.parametrize("family", [llava, llava_next])
 def test_odd_modes_equal_the_stock_processor(mode: str, family) -> None:
     grey = np.asarray(noise((301, 207), "L"))
     image = {
         "1": lambda: Image.fromarray(grey).convert("1"),
         "P": lambda: noise((301, 207)).quantize(64),
-        "I;16": lambda: Image.fromarray(grey.astype(np.uint16) * 257),
-        "I": lambda: Image.fromarray(grey.astype(np.int32) * 3),
-        "F": lambda: Image.fromarray(grey.astype(np.float32)),
+        "I": lambda: Image.fromarray(grey.astype(np.int32)),
         "transparent P": lambda: transparent_palette((301, 207)),
     }[mode]()
     assert_same_bits(image, family(side=28, **pinpoints_of(family)))
+
+
+RAMP = np.linspace(0, 1, 64 * 60).reshape(60, 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "pixels"),
+    [
+        ("grey16.png", (RAMP * 65535).astype(np.uint16)),
+        ("grey16.tiff", (RAMP * 65535).astype(np.uint16)),
+        ("big-endian.tiff", (RAMP * 65535).astype(">u2")),
+        ("float.tiff", RAMP.astype(np.float32)),
+        ("integers.tiff", (RAMP * 255).astype(np.int32)),
+    ],
+)
+def test_a_ramp_of_more_than_8_bits_stays_a_ramp(tmp_path: Path, name: str, pixels: np.ndarray) -> None:
+    if pixels.dtype == ">u2":
+        Image.frombytes("I;16B", (64, 60), pixels.tobytes()).save(tmp_path / name)
+    else:
+        Image.fromarray(pixels).save(tmp_path / name)
+    found = np.asarray(load_image(tmp_path / name))
+    assert found.shape == (60, 64, 3)
+    assert np.abs(found - np.floor(RAMP * 255.999)[..., None]).max() <= 1
+    turned = Image.open(tmp_path / name)
+    turned.getexif()[0x0112] = 3
+    np.testing.assert_array_equal(np.asarray(load_image(turned)), found[::-1, ::-1])
+
+
+def test_the_grey_of_16_bits_that_a_png_lets_shine_through_is_white(tmp_path: Path) -> None:
+    pixels = np.array([[0, 700], [30000, 65535]], np.uint16)
+    Image.fromarray(pixels).save(tmp_path / "grey.png", transparency=700)
+    assert np.asarray(load_image(tmp_path / "grey.png"))[..., 0].tolist() == [[0, 255], [117, 255]]
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [np.float32([[0, 7.5]]), np.float32([[np.nan, 0]]), np.float32([[-1, 0]]), np.int32([[0, 40000]])],
+    ids=str,
+)
+def test_pixels_of_which_nobody_can_tell_what_is_white_are_refused(pixels: np.ndarray) -> None:
+    with pytest.raises(ImageError, match=r"expected 0 \(black\) to (1|255) \(white\): scale them"):
+        load_image(Image.fromarray(pixels))
+
+
+LAYOUTS: dict[str, tuple[dict, dict]] = {  # what a LLaVA-1.5 processor says, and what ImageSpec says of it
+    "exact": ({"size": {"height": 28, "width": 28}, "do_center_crop": False}, {"exact_size": (28, 28)}),
+    "exact, cropped": ({"size": {"height": 31, "width": 45}}, {"exact_size": (31, 45)}),
+    "exact, too small": ({"size": {"height": 31, "width": 13}}, {"exact_size": (31, 13)}),
+    "larger short edge": ({"size": {"shortest_edge": 41}}, {"short_edge": 41}),
+    "smaller short edge": ({"size": {"shortest_edge": 9}}, {"short_edge": 9}),
+    "not resized": ({"do_resize": False}, {"resize": False}),
+    "not normalised": ({"do_normalize": False}, {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}),
+    "not rescaled": ({"do_rescale": False}, {"rescale_factor": 1.0}),
+    "neither": (
+        {"do_rescale": False, "do_normalize": False},
+        {"rescale_factor": 1.0, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)},
+    ),
+    "nearest": ({"resample": 0}, {"resample": 0}),
+    "padded, larger": ({"do_pad": True, "size": {"shortest_edge": 41}}, {"mode": "pad", "short_edge": 41}),
+    "padded, not resized": ({"do_pad": True, "do_resize": False}, {"mode": "pad", "resize": False}),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("size", [(1, 1), (7, 90), (28, 28), (29, 27), (301, 207)], ids=str)
+def test_every_layout_of_a_processor_equals_the_stock_one(name: str, size: tuple[int, int]) -> None:
+    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+
+    processor, spec = LAYOUTS[name]
+    options = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}} | processor
+    image, model = noise(size), llava(28)
+    expected = LlavaImageProcessorPil(**options)(image, return_tensors="np")["pixel_values"].astype(np.float32)
+    image_spec_of_it = dataclasses.replace(image_spec(), **spec)
+    found = make_tiles(load_image(image), model, image_spec_of_it).pixel_values
+    np.testing.assert_array_equal(found.view(np.uint32), expected.view(np.uint32))
+    assert np.isfinite(tile_boxes(image.size, model, image_spec_of_it)).all()
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -236,8 +236,6 @@ def test_what_does_not_fit_the_context_is_refused_with_what_would(bundle: Path) 
         ({"image": "absent.jpg"}, ImageError),
         ({"image": np.zeros((4, 4), np.uint8)}, ImageError),
         ({"prompt": []}, RequestError),
-        ({"prompt": "<image> What is this?"}, RequestError),
-        ({"image": None, "prompt": "<image> What is this?"}, RequestError),
         ({"image": [PICTURE, PICTURE], "prompt": [{"role": "user", "content": [{"type": "image"}]}]}, RequestError),
     ],
     ids=str,

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.device import standin
-from vz_edge.device.onnx_decoder import OnnxDecoder
+from vz_edge.device.onnx_decoder import KVCache, OnnxDecoder
 from vz_edge.errors import CorruptBundleError
 
 EMBEDS = np.random.default_rng(0).standard_normal((60, standin.HIDDEN)).astype(np.float32)
@@ -46,6 +46,19 @@ def test_capacity_that_is_not_used_costs_no_memory(decoder: OnnxDecoder) -> None
     context = decoder.start(tokens)
     context.append(EMBEDS[:20])
     assert resident_bytes() - before < 100e6  # the mask's int64 ones are 32 MB
+
+
+def test_a_cache_counts_the_memory_that_it_takes(decoder: OnnxDecoder) -> None:
+    for capacity in (100_352, 100_001):  # heads that begin at a page, and in the midst of one
+        before = resident_bytes()
+        cache = KVCache(decoder, capacity)
+        assert cache._pages is not None
+        cache._pages[..., :50_000, :] = 1
+        taken = resident_bytes() - before
+        assert taken - 2**20 < cache.taken_bytes(50_000) < taken + 2**20
+        assert cache.taken_bytes(capacity) == cache._pages.nbytes
+        assert 0 <= cache.taken_bytes(1) < 2**16
+        del cache
 
 
 def test_a_graph_of_another_kind_is_a_corrupt_bundle(tmp_path: Path) -> None:

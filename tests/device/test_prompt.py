@@ -99,7 +99,13 @@ def stock_ids(folder: Path, chat: list[dict], image_id: int) -> list[int]:
 
 
 CONFIGS = [{}, {"add_bos_token": True}, {"add_bos_token": False}, {"bos_token": None}]
-TEMPLATES = [(standin.TEMPLATE, CONFIGS), (VICUNA, CONFIGS), (WITH_BOS, CONFIGS[:3])]
+WITH_TOOLS = (
+    "{% if documents is not none %}{{ documents | length }}{% endif %}{% for m in messages %}"
+    "{% if tools is not none and m['role'] == 'user' %}[TOOLS]{% for tool in tools %}{{ tool }}{% endfor %}{% endif %}"
+    "{% for part in m['content'] %}{% if part['type'] == 'image' %}<image>\n{% else %}"
+    "{{ part['text'] | tojson(sort_keys=True, separators=(',', ':')) }}{% endif %}{% endfor %}{% endfor %}"
+)
+TEMPLATES = [(standin.TEMPLATE, CONFIGS), (VICUNA, CONFIGS), (WITH_BOS, CONFIGS[:3]), (WITH_TOOLS, CONFIGS[:1])]
 
 
 @pytest.mark.parametrize(("template", "config"), [(t, config) for t, configs in TEMPLATES for config in configs])
@@ -184,3 +190,81 @@ def test_a_broken_tokenizer_is_a_corrupt_bundle(tmp_path: Path) -> None:
 
 def test_the_time_of_day_is_there_for_templates_that_ask() -> None:
     assert len(render_template("{{ strftime_now('%Y') }}", messages_of("hello", 0), {})) == 4
+
+
+TYPED = ["What does <image> do?", "</s>", "<s><s>a</s>b", "<image>", "a<image>\nb </s> ", "<unk>", "\U000ffffe<image>"]
+
+
+def plain_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """``text`` as a tokenizer cuts it that has no control tokens, but the same vocabulary."""
+    data = json.loads(tokenizer.to_str())
+    data["added_tokens"] = []
+    return Tokenizer.from_str(json.dumps(data)).encode(text, add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize("typed", TYPED, ids=ascii)
+@pytest.mark.parametrize("make_tokenizer", [bytes_tokenizer, sentencepiece_tokenizer])
+def test_what_a_user_types_is_never_a_control_token(tmp_path: Path, make_tokenizer, typed: str) -> None:
+    tokenizer = make_tokenizer()
+    image_id = tokenizer.token_to_id("<image>")
+    write(tmp_path, tokenizer, standin.TEMPLATE, {})
+    chat = ChatPrompt.load(tmp_path, image_id)
+    conversation = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": typed}]},
+        {"role": "assistant", "content": typed},
+        {"role": "user", "content": typed},
+    ]
+    ids = chat.ids(messages_of(conversation, pictures=1))
+    for control in (image_id, tokenizer.token_to_id("<s>")):
+        assert ids.count(control) == 1  # the picture's place, and BOS
+    assert tokenizer.token_to_id("</s>") not in ids
+    words = tokenizer.decode(ids, skip_special_tokens=True)
+    assert words.count(typed.replace("\U000ffffe", "\ufffd")) == 3
+
+
+@pytest.mark.parametrize("make_tokenizer", [bytes_tokenizer, sentencepiece_tokenizer])
+def test_typed_controls_leave_the_rest_of_the_prompt_as_it_was(tmp_path: Path, make_tokenizer) -> None:
+    """The tokenizer that knows control tokens by their mark cuts everything else as the plain one."""
+    write(tmp_path, make_tokenizer(), VICUNA, {})
+    chat = ChatPrompt.load(tmp_path, make_tokenizer().token_to_id("<image>"))
+    ordinary, typed = (chat.ids(messages_of(f"Say {word} twice", pictures=1)) for word in ("xyz", "</s>"))
+    before = chat.tokenizer.encode("USER: <image>\nSay ").ids
+    assert ordinary[: len(before) - 1] == typed[: len(before) - 1]
+    after = plain_ids(chat.tokenizer, " twice ASSISTANT:")[2:]
+    assert ordinary[-len(after) :] == typed[-len(after) :] == after
+
+
+def test_a_role_is_no_way_in_either(tmp_path: Path) -> None:
+    template = "{% for m in messages %}{{ m['role'] }}:{{ m['content'][0]['text'] }}{% endfor %}"
+    write(tmp_path, bytes_tokenizer(), template, {})
+    chat = ChatPrompt.load(tmp_path, standin.IMAGE_TOKEN_ID)
+    ids = chat.ids(messages_of([{"role": "</s>", "content": "a"}, {"role": "user", "content": "b"}], 0))
+    assert chat.tokenizer.decode(ids) == "</s>:auser:b"
+    assert chat.tokenizer.token_to_id("</s>") not in ids
+
+
+DROPS_SYSTEM = (
+    "{% for m in messages if m['role'] in ('user', 'assistant') %}{{ m['content'][-1]['text'] }} {% endfor %}"
+)
+
+
+@pytest.mark.parametrize(("role", "what"), [("system", "a system prompt"), ("tool", "a message of the role 'tool'")])
+def test_what_a_template_leaves_out_is_refused(tmp_path: Path, role: str, what: str) -> None:
+    write(tmp_path, bytes_tokenizer(), DROPS_SYSTEM, {})
+    chat = ChatPrompt.load(tmp_path, standin.IMAGE_TOKEN_ID)
+    talk = [{"role": role, "content": "Be brief."}, {"role": "user", "content": "hello"}]
+    with pytest.raises(RequestError, match=f"leaves {what} out; put its words in front of the questions"):
+        chat.ids(messages_of(talk, 0))
+    write(tmp_path, bytes_tokenizer(), "{{ messages[0]['content'][0]['text'] }}", {})
+    assert ChatPrompt.load(tmp_path, standin.IMAGE_TOKEN_ID).ids(messages_of(talk, 0))
+    empty = [{"role": role, "content": ""}, {"role": "user", "content": "hello"}]
+    assert chat.ids(messages_of(empty, 0)) == chat.ids(messages_of("hello", 0))
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ 1 / 0 }}", "{{ messages[0].content.nothing.at_all }}", "{{ '' | int('x') | tojson(9, 9, 9) }}"]
+)
+def test_whatever_a_template_trips_over_is_a_request_error(template: str) -> None:
+    with pytest.raises(RequestError, match=r"chat template cannot write these messages down: .") as caught:
+        render_template(template, messages_of("hello", 0), {})
+    assert "\n" not in str(caught.value)

@@ -114,5 +114,5 @@ def test_a_question_of_a_large_model_finds_room(bundle: Path) -> None:
 
 
 def test_anything_else_is_refused(bundle: Path) -> None:
-    with pytest.raises(RequestError, match="release_memory 'auto' is impossible; expected True, False or None"):
+    with pytest.raises(RequestError, match="release_memory 'auto' is impossible; expected True or False"):
         EdgeModel.load(bundle, release_memory="auto")  # type: ignore[arg-type]

@@ -96,7 +96,10 @@ def test_a_session_is_on_the_device_that_was_asked_for(monkeypatch: pytest.Monke
     monkeypatch.setattr(onnxruntime, "InferenceSession", StartedSession)
     monkeypatch.setattr(runtime, "preload_cuda", lambda ort: None)
     session = open_session(tmp_path, [ON_SECOND, CPU], threads=1, cuda_graph=True)
-    assert session.options == [{"device_id": "1", "enable_cuda_graph": "1"}, {}]
+    assert session.options[0] | {"device_id": "1", "enable_cuda_graph": "1"} == session.options[0]
+    assert session.options[1] == {}
+    own = open_session(tmp_path, [(CUDA, {"arena_extend_strategy": "kNextPowerOfTwo"})], threads=1)
+    assert own.options[0]["arena_extend_strategy"] == "kNextPowerOfTwo"
     # onnxruntime's own way out where a provider does not start: once more, without its options
     monkeypatch.setattr(StartedSession, "get_provider_options", lambda self: {CUDA: {"device_id": "0"}})
     with pytest.raises(ProviderError, match="did not start on device 1"):
@@ -128,9 +131,9 @@ def test_weights_on_cuda_do_not_grow_the_arena() -> None:
     assert cuda["arena_extend_strategy"] == "kSameAsRequested" and cpu == {}
 
 
-def test_without_onnxruntime_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_onnxruntime_the_packages_to_install_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(DependencyError, match=r"vz-edge\[cpu\].*vz-edge\[gpu\]"):
+    with pytest.raises(DependencyError, match=r"pip install 'onnxruntime>=.*'onnxruntime-gpu>="):
         choose_providers(None, "cpu")
 
 

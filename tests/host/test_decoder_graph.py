@@ -25,6 +25,7 @@ from vz_edge.recipe import DecoderSpec
 
 CAPACITY = 64
 UNQUANTISED = DecoderQuant(linear=None, lm_head=None)
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256, "beta_fast": 16.0}
 LLAMA3 = {
     "rope_type": "llama3",
     "factor": 8.0,
@@ -96,6 +97,10 @@ def embeddings(tokens: int, hidden: int = 128) -> torch.Tensor:
         ("llama", {"attention_bias": True, "mlp_bias": True, "rope_parameters": {**LLAMA3, "rope_theta": 5e5}}),
         ("llama", {"tie_word_embeddings": True, "head_dim": 16, "hidden_size": 128}),
         ("llama", {"hidden_size": 48, "intermediate_size": 96}),
+        ("llama", {"hidden_size": 200, "num_attention_heads": 2, "num_key_value_heads": 1}),  # heads of 100
+        ("llama", {"hidden_size": 80, "rope_parameters": {**YARN, "rope_theta": 1e4}}),  # heads of 20
+        ("llama", {"rope_parameters": {**YARN, "attention_factor": 0.7, "truncate": False, "rope_theta": 1e4}}),
+        ("llama", {"sliding_window": 7}),  # which Llama's class does not read
         ("mistral", {}),
         ("mistral", {"sliding_window": 7}),
         ("qwen2", {"rms_norm_eps": 1e-6}),

@@ -173,6 +173,29 @@ def test_other_feature_layers(tmp_path: Path, feature_layer: int) -> None:
     assert_close(run(pixel_values=pixel_values)[0], torch.cat(list(expected)).numpy())
 
 
+@pytest.mark.parametrize("family", ["llava", "llava_next"])
+def test_several_feature_layers(tmp_path: Path, family: str) -> None:
+    """With a budget the deepest of them, whichever comes last in the list, says what is kept."""
+    tiny = Tiny(tmp_path, family, whole={"vision_feature_layer": [-2, 0, 1], "multimodal_projector_bias": False})
+    assert tiny.spec.feature_layers == (-2, 0, 1) and tiny.spec.feature_layer == -2
+    columns = 2 if family == "llava_next" else None
+    pixel_values, tower = pixels(3), tiny.model.model.vision_tower
+    found: dict[str, torch.Tensor] = {}
+    for name in ("q_proj", "k_proj"):
+        layer = getattr(tower.encoder.layers[1].self_attn, name)
+        layer.register_forward_hook(lambda _m, _i, output, name=name: found.update({name: output}))
+    with torch.inference_mode():
+        states = tower(torch.from_numpy(pixel_values), output_hidden_states=True).hidden_states
+        hidden = torch.cat([states[index] for index in (-2, 0, 1)], dim=-1)
+        width = None if columns is None else torch.tensor([columns])
+        tokens, kept, *_ = reduction(tiny.spec, BUDGET)(hidden, found["q_proj"][:, 0], found["k_proj"], width)
+        expected = tiny.model.model.multi_modal_projector(tokens)
+    run = session(tmp_path, tiny.checkpoint, tiny.spec, BUDGET)
+    features, found_kept, *_ = run(**feeds_of(pixel_values, columns))
+    np.testing.assert_array_equal(found_kept, kept)
+    assert_close(features, expected.numpy())
+
+
 @pytest.mark.parametrize("layout", ["new", "old", "original"])
 @torch.inference_mode()
 def test_all_tokens_of_llava_are_transformers_own(tmp_path: Path, layout: str) -> None:

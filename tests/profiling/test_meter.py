@@ -96,7 +96,7 @@ def test_without_nvml_the_rest_is_measured_and_it_is_said(monkeypatch: pytest.Mo
     measured = MemoryMeter(CUDA, tmp_path)
     measured.begin_turn()
     assert set(measured.end_stage()) == {"peak_rss_bytes", "pss_bytes"}
-    assert measured.notes == ["GPU memory was not measured: nvidia-ml-py is not installed (pip install 'vz-edge[gpu]')"]
+    assert measured.notes == ["GPU memory was not measured: nvidia-ml-py is not installed (pip install nvidia-ml-py)"]
 
 
 def test_on_a_jetson_memory_is_what_the_system_lost(tmp_path: Path) -> None:

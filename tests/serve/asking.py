@@ -83,6 +83,12 @@ class ScriptedModel:
         self.asked: list[Any] = []
         self._go = threading.Semaphore(0)
 
+    def cached(self, max_bytes: int | None) -> ScriptedModel:
+        return self
+
+    def clear(self) -> None:
+        """There is nothing to forget."""
+
     def let_go(self, pieces: int) -> None:
         self._go.release(pieces)
 

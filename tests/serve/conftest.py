@@ -25,7 +25,7 @@ def model(bundle: Path) -> EdgeModel:
 
 @pytest.fixture(scope="session")
 def engine(model: EdgeModel) -> Iterator[Engine]:
-    engine = Engine(model, queue_length=16)
+    engine = Engine(model, queue_length=16, cache_bytes=2**24)
     engine.start()
     yield engine
     assert engine.stop(10)

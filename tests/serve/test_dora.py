@@ -206,6 +206,25 @@ def test_a_bad_picture_is_an_error_in_its_answers(model: EdgeModel, bad: dict[st
     assert found in answers["error"]
 
 
+def test_values_of_wrong_types_end_no_node(model: EdgeModel) -> None:
+    """Each is answered with an error, or is left out; the picture behind them is answered."""
+    wrong = [None, 5, -1, 2**60, True, 0.5, float("nan"), "x", "", [1], [], {"a": 1}, b"x", NOW]
+    events = [
+        {**image(0), "metadata": {**image(0)["metadata"], name: value}}
+        for name in ("encoding", "width", "height", "timestamp", "frame_id")
+        for value in wrong
+    ]
+    values = [[None], [[1]], [True], [0.5], [NOW], [{"a": 1}], ["\x00"], ["{" * 5000], ['{"question": {}}']]
+    events += [event("question", value) for value in values]
+    events += [event("image", value, encoding="rgb8", width=1, height=1) for value in values]
+    node = Node(*events, image(0), event("question", [ASKED]))
+    run(node, model, [], CameraSettings())  # type: ignore[arg-type]
+    assert len(node.sent) == len(values) + 1 and node.sent[-1][0]["error"] is None
+    node = Node(*events[-1:], *events[:5], image(0))
+    run(node, model, [question_of(CHOICE)], CameraSettings())  # type: ignore[arg-type]
+    assert node.sent[-1][0]["error"] is None
+
+
 def test_what_ends_the_watch_ends_the_node(model: EdgeModel) -> None:
     class Broken(Node):
         def send_output(self, *_: Any) -> None:
@@ -234,7 +253,7 @@ def test_what_is_wrong_at_the_start_is_one_line(bundle: Path, tmp_path: Path, mo
     for folder, questions, found in [
         (tmp_path / "absent", "Why?", "absent does not exist"),
         (bundle, "Why?\n{'question': 'Who?'}", "is not understood"),
-        (bundle, "Why?", "vz-edge[dora]"),
+        (bundle, "Why?", "pip install 'dora-rs>="),
     ]:
         environment = {"VZ_EDGE_BUNDLE": str(folder), "VZ_EDGE_QUESTIONS": questions, "VZ_EDGE_THREADS": "1"}
         done = CliRunner().invoke(app, [], env=environment)

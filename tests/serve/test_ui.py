@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +24,7 @@ from vz_edge.device.model import EdgeModel
 from vz_edge.serve.app import create_app
 from vz_edge.serve.engine import Engine
 from vz_edge.serve.settings import Settings
-from vz_edge.serve.ui import PAGE_PATHS
+from vz_edge.serve.ui import PAGE_FILES, PAGE_PATHS
 
 TOKEN = "0123456789abcdef"
 SCENE = Path(__file__).parents[2] / "examples" / "scene.jpg"
@@ -274,6 +276,188 @@ def test_a_camera_s_picture_is_looked_at_or_the_refusal_explained(chromium: Any,
     visit.page.wait_for_selector("#send:enabled")
     assert visit.page.is_visible("#canvas") and not visit.page.is_visible("#video")
     assert visit.wrong == refused.wrong == []
+
+
+@pytest.mark.parametrize("size", [(1280, 860), (390, 844)])
+def test_sample_picture_and_question_are_on_the_first_screen(chromium: Any, url: str, size: tuple[int, int]) -> None:
+    visit = Visit(chromium, url, viewport={"width": size[0], "height": size[1]})
+    for shown in ("#sample", "#question", "#send", "#camera"):
+        assert within(visit, shown, size), shown
+    visit.page.click("#sample")
+    visit.page.wait_for_selector("#send:enabled")
+    visit.page.press("#question", "Enter")  # a question stands there already
+    visit.page.wait_for_selector("#send:visible:enabled")
+    for shown in ("#canvas", "#question", "#send", "#answers li:first-child .text"):
+        assert within(visit, shown, size), shown
+    assert visit.page.evaluate("document.documentElement.scrollWidth") == size[0]
+    assert visit.wrong == [] and all(asked.startswith((url, "data:,")) for asked in visit.asked)
+
+
+def within(visit: Visit, selector: str, size: tuple[int, int]) -> bool:
+    box = visit.page.locator(selector).bounding_box()
+    return bool(box and box["x"] >= 0 and box["y"] >= 0 and box["x"] + box["width"] <= size[0]) and (
+        box["y"] + box["height"] <= size[1]
+    )
+
+
+def test_the_sample_picture_is_the_example(model: EdgeModel) -> None:
+    with Image.open(PAGE_FILES["/ui/sample.webp"][0]) as sample, Image.open(SCENE) as scene:
+        assert sample.size == scene.size
+        difference = np.asarray(sample.convert("RGB"), float) - np.asarray(scene.convert("RGB"), float)
+    assert np.abs(difference).mean() < 8 and PAGE_FILES["/ui/sample.webp"][0].stat().st_size < 16_000
+
+
+def test_a_conversation_is_sent_along_until_a_new_one_begins(chromium: Any, url: str, exported: Path) -> None:
+    model = EdgeModel.load(exported, threads=1)
+    visit = Visit(chromium, url)
+    bodies: list[Any] = []
+    visit.page.on("request", lambda asked: bodies.append(asked.post_data_json) if "/chat/" in asked.url else None)
+    visit.drop(SCENE)
+    first = visit.ask("one")
+    second = visit.ask("two")
+    image, *texts = [part for message in bodies[1]["messages"] for part in parts_of(message)]
+    assert image["type"] == "image_url" and [part["text"] for part in texts] == ["one", first, "two"]
+    messages = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "one"}]},
+        {"role": "assistant", "content": first},
+        {"role": "user", "content": "two"},
+    ]
+    assert second == model.ask(SCENE, messages, max_new_tokens=256).text
+    assert visit.page.text_content("#turn") == "2 answers are sent along."
+
+    def begins_anew(change: Any) -> None:
+        assert visit.page.is_visible("#turns")
+        change()
+        visit.ask("one")
+        assert [message["role"] for message in bodies[-1]["messages"] if message["role"] != "system"] == ["user"]
+        assert parts_of(bodies[-1]["messages"][-1])[0]["type"] == "image_url"
+        visit.ask("two")
+
+    begins_anew(lambda: visit.page.click("#anew"))
+    begins_anew(lambda: visit.drop(SCENE))
+    visit.page.click("#options summary")
+    begins_anew(lambda: visit.page.fill("#system", "Be brief."))
+    assert bodies[-1]["messages"][0] == {"role": "system", "content": "Be brief."} and len(bodies[-1]["messages"]) == 4
+    visit.page.uncheck("#remember")
+    visit.ask("three")
+    visit.ask("four")
+    assert len(bodies[-1]["messages"]) == 2 and not visit.page.is_visible("#turns")
+    assert visit.page.locator("#answers li").count() == 10 and visit.wrong == []
+
+
+def parts_of(message: Any) -> list[Any]:
+    content = message["content"]
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def test_an_answer_is_a_choice_or_json(chromium: Any, url: str) -> None:
+    visit = Visit(chromium, url)
+    visit.drop(SCENE)
+    visit.page.click("#options summary")
+    visit.page.check("[name=form][value=choices]", force=True)
+    visit.page.fill("#choices", "yes")
+    for field, wrong, words in (
+        ("choices", " yes, ,yes", "two choices or more"),
+        ("schema", "{", "The schema is not JSON"),
+        ("schema", "[1]", "no JSON object"),
+    ):
+        visit.page.check(f"[name=form][value={field}]", force=True)
+        visit.page.fill(f"#{field}", wrong)
+        visit.page.fill("#question", "what?")
+        visit.page.press("#question", "Enter")
+        visit.page.locator("#form-problem", has_text=words).wait_for()
+    assert visit.page.locator("#answers li").count() == 0
+    visit.page.fill("#schema", '{"type": "object", "properties": {"n": {"enum": [1]}}, "required": ["n"]}')
+    assert "1" in visit.ask("what?") and not visit.page.is_visible("#form-problem")
+    visit.page.check("[name=form][value=choices]", force=True)
+    visit.page.fill("#choices", 'left, "right"')
+    assert visit.ask("what?") in ("left", '"right"')
+    assert visit.wrong == []
+
+
+ENDED = 'data: {"choices": [{"index": 0, "delta": {}, "finish_reason": "%s"}]}\n\ndata: [DONE]\n\n'
+SAYING = 'data: {"choices": [{"index": 0, "delta": {"content": "A"}}]}\n\n'
+STREAMS = {
+    ENDED % "stop": (".text", "No words: the model ended its answer at once."),
+    SAYING + ENDED % "length": (".note", "Cut off"),
+    SAYING + 'data: {"error": {"message": "out of time"}}\n\n': (".note", "Not answered: out of time"),
+    SAYING: (".note", "Not answered: The server ended before the answer's end."),
+}
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+def test_what_is_no_answer_is_told_in_words(chromium: Any, url: str, stream: str) -> None:
+    visit = Visit(chromium, url)
+    visit.drop(SCENE)
+    visit.page.route(
+        "**/v1/chat/completions", lambda route: route.fulfill(body=stream, content_type="text/event-stream")
+    )
+    visit.page.fill("#question", "what?")
+    visit.page.press("#question", "Enter")
+    place, words = STREAMS[stream]
+    visit.page.locator(f"#answers li:first-child {place}", has_text=words).wait_for()
+    visit.page.wait_for_selector("#send:visible:enabled")
+    assert visit.page.is_visible("#turns") == ("Not answered" not in words)  # what was not answered is not sent along
+    visit.page.unroute("**/v1/chat/completions")
+    visit.page.route("**/v1/chat/completions", lambda route: route.abort())
+    visit.page.press("#question", "Enter")
+    visit.page.locator("#answers li:first-child .note", has_text="The server does not answer").wait_for()
+
+
+def test_a_picture_that_is_refused_is_not_shown(chromium: Any, url: str) -> None:
+    visit = Visit(chromium, url)
+    visit.drop(SCENE)
+    refusal = {"status": 413, "json": {"error": {"message": "the picture is too large; send a smaller one"}}}
+    visit.page.route("**/ui/look", lambda route: route.fulfill(**refusal))
+    visit.page.set_input_files("#file", SCENE)
+    visit.page.locator("#problem", has_text="the picture is too large; send a smaller one").wait_for()
+    assert visit.page.is_visible("#sample") and not visit.page.is_visible("#canvas")
+    assert visit.page.is_disabled("#send")
+
+
+def test_what_was_read_before_is_told(chromium: Any, url: str) -> None:
+    details = {"cached_tokens": 80, "image_tokens": 75}
+    usage = {"prompt_tokens": 90, "completion_tokens": 3, "total_tokens": 93, "prompt_tokens_details": details}
+    timings = {"preprocess_sec": 0.0, "vision_sec": 0.0, "prefill_sec": 0.0, "decode_sec": 0.0}
+    told = f"data: {json.dumps({'choices': [], 'usage': usage, 'timings': timings})}\n\n"
+    visit = Visit(chromium, url)
+    visit.drop(SCENE)
+    stream = {"body": SAYING + told + ENDED % "stop", "content_type": "text/event-stream"}
+    visit.page.route("**/v1/chat/completions", lambda route: route.fulfill(**stream))
+    assert visit.ask("what?") == "A"
+    said = visit.page.text_content("li:first-child .usage")
+    assert "75 picture and 15 text tokens, 80 of them read before, 3 written" in said
+    assert visit.wrong == []
+
+
+def test_every_term_has_an_explanation_and_is_used() -> None:
+    text = {path: file.read_text(encoding="utf-8") for path, (file, _) in PAGE_FILES.items() if "webp" not in path}
+    terms = text["/ui/terms.js"].partition("const TERMS = {")[2].partition("};")[0]
+    explained = re.findall(r'^  "?([\w ]+)"?:', terms, re.MULTILINE)
+    assert sorted(explained) == sorted(set(re.findall('data-term="([^"]+)"', text["/"])))
+
+
+def test_terms_are_explained_under_the_pointer_and_by_key(chromium: Any, url: str) -> None:
+    visit = Visit(chromium, url)
+    visit.drop(SCENE)
+    visit.ask("what?")
+    terms = visit.page.locator("[data-term]:visible")
+    for number in range(terms.count()):
+        visit.page.mouse.move(0, 0)
+        assert not visit.page.is_visible("#tip")
+        terms.nth(number).hover()
+        assert visit.page.is_visible("#tip") and len(visit.page.text_content("#tip")) > 30
+    assert terms.count() >= 10
+    visit.page.mouse.move(0, 0)
+    explained = []
+    for _ in range(40):
+        visit.page.keyboard.press("Tab")
+        if visit.page.is_visible("#tip"):
+            explained.append(visit.page.text_content("#tip"))
+            assert visit.page.evaluate("document.activeElement.getAttribute('aria-describedby')") == "tip"
+            visit.page.keyboard.press("Escape")
+            assert not visit.page.is_visible("#tip")
+    assert len(set(explained)) >= 6 and visit.wrong == []
 
 
 def test_a_token_is_asked_for_and_an_older_bundle_shows_what_it_has(chromium: Any, engine: Engine) -> None:

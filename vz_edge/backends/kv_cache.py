@@ -57,7 +57,7 @@ class PreallocatedCache(Cache):
             layer.length = length
 
     def copy_from(self, other: PreallocatedCache, length: int) -> None:
-        """Take over the first ``length`` tokens of another cache of the same capacity."""
+        """Take over the first ``length`` tokens of another cache, which may have another capacity."""
         for layer, source in zip(self.layers, other.layers, strict=True):
             if source.is_initialized:
                 layer.lazy_initialization(source.keys[:, :, :0], source.values[:, :, :0])

@@ -53,7 +53,11 @@ class VisionPath(nn.Module):
         self.vision_tower = getattr(clip, "vision_model", clip)  # one level deeper in early releases of transformers 5
         self.vision_tower.post_layernorm = nn.Identity()  # beyond the feature layer
         self.multi_modal_projector = nn.Sequential(
-            OrderedDict(linear_1=nn.Linear(tower.hidden_size, width), gelu=nn.GELU(), linear_2=nn.Linear(width, width))
+            OrderedDict(
+                linear_1=nn.Linear(model.feature_width, width, bias=model.projector_bias),
+                gelu=nn.GELU(),
+                linear_2=nn.Linear(width, width, bias=model.projector_bias),
+            )
         )
         self.image_newline = nn.Parameter(torch.empty(width)) if model.grid_pinpoints else None
 
@@ -126,9 +130,9 @@ class TorchVision:
 
     def _all_features(self, pixel_values: Tensor, tiles: Tiles) -> Tensor:
         """Features [tokens, hidden] of all patches, in transformers' order."""
-        layers = self._model.tower.layers_before(self._model.feature_layer)
-        hidden, _, _ = tower_states(self._path.vision_tower, pixel_values, layers)
-        features: Tensor = self._path.multi_modal_projector(hidden[:, 1:].flatten(0, 1))
+        hidden, _, _ = tower_states(self._path.vision_tower, pixel_values, self._model.states_read)
+        tokens = hidden if self._model.cls_is_token else hidden[:, 1:]
+        features: Tensor = self._path.multi_modal_projector(tokens.flatten(0, 1))
         if tiles.grid is None or self._path.image_newline is None:
             return features
         order = vanilla_token_order(tiles.original_size, tiles.grid, self._model.tower.patches_per_side)
@@ -138,7 +142,7 @@ class TorchVision:
 
 def _compression(model: ModelSpec, budget: TokenBudget) -> Compression:
     total = budget.total(model.max_tiles)
-    return Compression(model.family, model.tower, model.feature_layer, model.grid_pinpoints, total, budget)
+    return Compression(model.family, model.tower, model.states_read, model.grid_pinpoints, total, budget)
 
 
 def _in_transformers_terms(weights: dict[str, Tensor]) -> dict[str, Tensor]:

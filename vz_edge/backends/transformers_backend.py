@@ -19,6 +19,7 @@ from vz_edge.device.backend import VisionRuntime
 from vz_edge.device.decoder import Decoder
 from vz_edge.device.dependencies import require_imports, require_installed
 from vz_edge.device.process import one_line
+from vz_edge.device.requirements import install_command
 from vz_edge.device.runtime import (
     CPU,
     CUDA,
@@ -113,7 +114,7 @@ class TransformersBackend:
 def require_packages(what: str) -> None:
     """Raise DependencyError where a package is missing or does not import; ``what`` needs them."""
     without = "or export with --format onnx, which runs without"
-    require_installed(what, PACKAGES, f"pip install 'vz-edge[bnb]', {without}")
+    require_installed(what, PACKAGES, f"{install_command('bnb')}, {without}")
     imported = [name for name in PACKAGES if name != "bitsandbytes"]  # which the trial of its kernel imports
     require_imports(what, imported, f"install a build of it for this machine, {without}")
 

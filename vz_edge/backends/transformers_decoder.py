@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from vz_edge.backends.kv_cache import PreallocatedCache
-from vz_edge.device.decoder import check_append, check_rewind
+from vz_edge.device.decoder import check_append, check_fork, check_rewind
 
 
 class TransformersDecoder:
@@ -21,6 +21,8 @@ class TransformersDecoder:
 
     ``dtype`` is float16 for a model in fp16, else float32: numpy has no bf16.
     """
+
+    contexts_at_once: int | None = None
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -72,10 +74,16 @@ class TransformersContext:
         check_rewind(self, length)
         self.length = length
 
+    @property
+    def cache_bytes(self) -> int:
+        """As Context.cache_bytes; on the CPU pages that no token has reached are counted too, and take nothing."""
+        return self.capacity * self._decoder.cache_bytes_per_token
+
     @torch.inference_mode()
-    def fork(self) -> TransformersContext:
+    def fork(self, length: int | None = None, capacity: int | None = None) -> TransformersContext:
         """As Context.fork."""
-        twin = TransformersContext(self._decoder, self.capacity)
-        twin._cache.copy_from(self._cache, self.length)
-        twin.length = self.length
+        length, capacity = check_fork(self, length, capacity)
+        twin = TransformersContext(self._decoder, capacity)
+        twin._cache.copy_from(self._cache, length)
+        twin.length = length
         return twin

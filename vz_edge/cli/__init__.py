@@ -47,7 +47,7 @@ class LazyCommands(typer.core.TyperGroup):
 
 
 def one_line_errors(function: Callable[..., None]) -> Callable[..., None]:
-    """Print this package's errors as one line and exit with status 2; with 130 where it was interrupted (Ctrl-C).
+    """Print this package's errors, and those of files, as one line and exit with status 2; with 130 after Ctrl-C.
 
     Any other error is a bug and keeps its traceback.
     """
@@ -63,6 +63,13 @@ def one_line_errors(function: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(2) from error
         except KeyboardInterrupt:
             raise typer.Exit(STATUS_INTERRUPTED) from None
+        except BrokenPipeError:  # who read the output has gone, which typer sees to
+            raise
+        except OSError as error:
+            if os.environ.get(DEBUG_VARIABLE) or error.filename is None:
+                raise
+            print(f"vz-edge: {_about_file(error)}", file=sys.stderr)
+            raise typer.Exit(2) from error
 
     return wrapped
 
@@ -95,6 +102,11 @@ def _add_verbosity(command: Any) -> None:
         option.opts = [name for name in option.opts if name not in taken]
         if option.opts:
             command.params.append(option)
+
+
+def _about_file(error: OSError) -> VzEdgeError:
+    """A name that no file can have, a folder that may not be written to, a disk that is full."""
+    return VzEdgeError(f"{error.filename}: {error.strerror}; check the name, its permissions and the room on the disk")
 
 
 app = typer.Typer(cls=LazyCommands, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)

@@ -14,7 +14,12 @@ if TYPE_CHECKING:
 STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 
 
-def command(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def command(
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Instead: measure this processor and print its device profile.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
     """Check what this machine can run, with a fix for each problem.
 
     Tries what can break instead of asking for versions: a session on every provider of onnxruntime, a 4-bit product on
@@ -23,7 +28,12 @@ def command(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")]
     Exit status: 0 if running bundles will work and, where torch and transformers are both installed, exporting too;
     2 otherwise. A warning never changes it. CUDA must work where there is an NVIDIA GPU and onnxruntime was built
     for it; a build for the CPU beside a GPU is a warning.
+
+    --measure prints a profile of this machine's processor (.yaml) for plans, and keeps it for 'plan --device this'.
     """
+    if measure:
+        _measure(as_json)
+        return
     from vz_edge.device.doctor import diagnose, guarded, reasons_against
     from vz_edge.device.doctor.packages import export_is_expected
     from vz_edge.host.doctor import bitsandbytes_findings
@@ -49,6 +59,20 @@ def command(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")]
         _print(findings, against)
     if against["running"] or (against["exporting"] and export_is_expected()):
         raise typer.Exit(2)
+
+
+def _measure(as_json: bool) -> None:
+    from pathlib import Path
+
+    from vz_edge.cli.planned import announce
+    from vz_edge.planning.devices import parse_text
+    from vz_edge.profiling.this_machine import NAME, measure_this_machine
+
+    text = measure_this_machine(announce)
+    if as_json:
+        print(json.dumps(dataclasses.asdict(parse_text(text, Path(f"{NAME}.yaml"))), indent=2))
+    else:
+        print(text, end="")
 
 
 def verdict(what: str, reasons: list[str]) -> str:

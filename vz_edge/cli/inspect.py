@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator
+from os.path import exists, isfile  # which say no of what is no path at all
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+from vz_edge.cli.planned import planned_device, planned_recipe
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,19 +37,21 @@ COMMON_SIZES = (
 
 
 def command(
-    what: Annotated[str, typer.Argument(help="A bundle's folder, or a recipe's name.")],
+    what: Annotated[
+        str, typer.Argument(help="A bundle's folder; or what to export: a recipe, a checkpoint's folder, a hub id.")
+    ],
     bits: Annotated[
-        Literal["4", "8", "16"] | None, typer.Option(help="For a recipe: bits of the weights. Default: 4.")
+        Literal["4", "8", "16"] | None, typer.Option(help="Before an export: bits of the weights. Default: 4.")
     ] = None,
     format_: Annotated[
         Literal["onnx", "bnb"] | None,
-        typer.Option("--format", help="For a recipe: as for 'vz-edge export'. Default: onnx."),
+        typer.Option("--format", help="Before an export: as for 'vz-edge export'. Default: onnx."),
     ] = None,
     tokens: Annotated[
-        str | None, typer.Option(help="For a recipe: the budget, or 'all'. Default: the recipe's.")
+        str | None, typer.Option(help="Before an export: the budget, or 'all'. Default: the recipe's.")
     ] = None,
     target: Annotated[
-        Literal["cpu", "cuda"] | None, typer.Option(help="For a recipe: the target. Default: cpu.")
+        Literal["cpu", "cuda"] | None, typer.Option(help="Before an export: the target. Default: cpu.")
     ] = None,
     device: Annotated[
         str | None,
@@ -54,17 +59,16 @@ def command(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show a bundle's parts, budget and memory plan, or what exporting a recipe would give."""
-    from vz_edge.errors import RecipeError
-    from vz_edge.recipe import recipe_names
+    """Show a bundle's parts, budget and memory plan, or what an export would give; of a checkpoint, from its config."""
+    from vz_edge.bundle import MANIFEST
 
-    if Path(what).is_dir():
+    folder = Path(what)
+    checkpoint = isfile(folder / "config.json") and not isfile(folder / MANIFEST)
+    if "://" in what or (exists(folder) and not checkpoint):
         _refuse_for_a_bundle(what, {"bits": bits, "format": format_, "tokens": tokens, "target": target})
-        report = _of_bundle(Path(what), device)
-    elif what in recipe_names() or "/" not in what:
-        report = _of_recipe(what, format_ or "onnx", int(bits or 4), tokens, target or "cpu", device)  # type: ignore[arg-type]
+        report = _of_bundle(folder, device)
     else:
-        raise RecipeError(f"{what} is neither a bundle's folder nor a recipe's name ('vz-edge models' lists them)")
+        report = _of_recipe(what, format_ or "onnx", int(bits or 4), tokens, target or "cpu", device)  # type: ignore[arg-type]
     if as_json:
         print(json.dumps(report, indent=2))
     else:
@@ -124,9 +128,8 @@ def _of_recipe(
     from vz_edge.budget import parse_tokens
     from vz_edge.bundle import bitsandbytes_weights, default_weights
     from vz_edge.planning.memory import bundle_bytes, export_peak_rss_bytes
-    from vz_edge.recipe import load_recipe
 
-    recipe = load_recipe(name)
+    recipe = planned_recipe(name)
     model = recipe.model
     weights = bitsandbytes_weights(bits) if format_ == "bnb" else default_weights(bits)
     budget = parse_tokens(tokens or str(recipe.tokens), model.max_tiles, model.tower.patches)
@@ -156,18 +159,17 @@ def _memory_plan(
 ) -> dict[str, Any]:
     """What an answer about the picture of the most tiles takes, by stage and part."""
     from vz_edge.errors import DeviceError
-    from vz_edge.planning.devices import load_device
     from vz_edge.planning.plan import ANSWER_TOKENS, PROMPT_TOKENS
     from vz_edge.planning.predict import memory_plan
     from vz_edge.planning.question import Question, all_tokens
 
-    board = load_device(device or NATURAL_DEVICE[target])
+    board = planned_device(device or NATURAL_DEVICE[target])
     if (board.device_class == "cpu") != (target == "cpu"):
         kind = "a processor" if target == "cpu" else "a GPU"
         raise DeviceError(f"{board.name} cannot run what is exported for {target}; give --device {kind}'s profile")
     tiles = model.max_tiles
     image_tokens = all_tokens(model, tiles) if budget is None else budget.total(tiles)
-    per_tile = model.tower.patches if budget is None else budget.per_tile
+    per_tile = model.all_tokens_per_tile if budget is None else budget.per_tile
     question = Question(tiles, image_tokens, per_tile, PROMPT_TOKENS, ANSWER_TOKENS)
     plan = memory_plan(model, weights, question, board, "onnxruntime", selects=budget is not None)
     return {

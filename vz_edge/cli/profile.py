@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from vz_edge.profiling.run import RunPlan
     from vz_edge.profiling.run_report import RunReport
 
@@ -36,7 +38,7 @@ def command(
         ),
     ] = None,
     device: Annotated[
-        str | None, typer.Option(help="A device's name or a profile's .yaml: puts its prediction beside.")
+        str | None, typer.Option(help="A device's name, 'this' or a profile's .yaml: puts its prediction beside.")
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all that was measured as JSON.")] = None,
     html_file: Annotated[Path | None, typer.Option("--html", help="Write a page with tables and bars.")] = None,
@@ -52,7 +54,7 @@ def command(
     Ends with status 1 where --baseline was given and a median is worse than it by more than --fail-above.
     """
     from vz_edge.cli.output_file import write_text
-    from vz_edge.planning.devices import load_device
+    from vz_edge.cli.planned import planned_device
     from vz_edge.profiling.baseline import check_comparable, parse_share, regressions
     from vz_edge.profiling.beside import predict_bundle, with_predictions
     from vz_edge.profiling.run import RunOptions, plan_run
@@ -61,7 +63,7 @@ def command(
 
     limit = parse_share(fail_above)
     earlier = read_report(baseline) if baseline else None
-    profile = load_device(device) if device else None
+    profile = planned_device(device) if device else None
     _check_folders(json_file, html_file)
     chosen = tuple(provider) if provider else None
     options = RunOptions(runs, answer_tokens, _parse_size(size), chosen, threads, device_id, release_memory)
@@ -110,10 +112,9 @@ def _measure(plan: RunPlan) -> RunReport:
 
 def _print(report: RunReport) -> None:
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
-    from vz_edge.profiling.run_table import rows, title
+    from vz_edge.profiling.run_table import title
 
     console = Console(highlight=False)
     machine, settings = report.environment, report.settings
@@ -123,22 +124,14 @@ def _print(report: RunReport) -> None:
         f"a picture of {settings.picture_size[0]}x{settings.picture_size[1]}, {settings.answer_tokens} answer tokens; "
         f"medians of {report.runs} run(s), spread in brackets"
     )
-    table = Table("")
     for number, run in enumerate(report.bundles):
-        table.add_column(Text(title(run)), justify="right")
+        console.print()
+        console.print(Text(title(run), style="bold"))
         if number:
-            table.add_column("against the first", justify="right")
+            console.print("ratio: measured, against the first bundle")
         if run.predicted:
-            table.add_column(Text(f"predicted for {run.predicted.device}"), justify="right")
-            table.add_column("measured / predicted", justify="right")
-    for row in rows(report):
-        cells = []
-        for number, (cell, run) in enumerate(zip(row.cells, report.bundles, strict=True)):
-            cells.append(Text(f"! {cell.measured}", style="bold red") if cell.disturbed else Text(cell.measured))
-            cells += [Text(cell.ratio)] if number else []
-            cells += [Text(cell.predicted), Text(cell.of_predicted)] if run.predicted else []
-        table.add_row(row.label, *cells)
-    console.print(table)
+            console.print(f"predicted: for {run.predicted.device}; of that: what was measured, in units of it")
+        console.print(_table(report, number))
     for run in report.bundles:
         cached = "not known" if run.cached_share is None else f"{run.cached_share:.0%}"
         notes = "".join(f"; {note}" for note in run.notes)
@@ -149,6 +142,28 @@ def _print(report: RunReport) -> None:
         console.print(note, markup=False)
     for warning in report.warnings:
         console.print(Text(f"disturbed: {warning}", style="bold red"))
+
+
+def _table(report: RunReport, number: int) -> Table:
+    """What was measured of one bundle, with the first bundle and the prediction beside; within 80 columns."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    from vz_edge.profiling.run_table import rows
+
+    predicted = report.bundles[number].predicted
+    columns = ["measured", *(["ratio"] if number else []), *(["predicted", "of that"] if predicted else [])]
+    table = Table("", *columns, box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in rows(report):
+        cell = row.cells[number]
+        cells = [Text(f"! {cell.measured}", style="bold red") if cell.disturbed else Text(cell.measured)]
+        cells += [Text(cell.ratio)] if number else []
+        cells += [Text(cell.predicted), Text(cell.of_predicted)] if predicted else []
+        table.add_row(row.label, *cells)
+    return table
 
 
 def _parse_size(text: str | None) -> tuple[int, int] | None:

@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import Literal
 
 from vz_edge.device.dependencies import require_imports, require_installed
+from vz_edge.device.requirements import install_command
 
 HOST_MODULES = ("torch", "transformers", "safetensors", "onnx", "onnx_ir", "onnxscript", "onnxruntime")
 BNB_MODULES = ("bitsandbytes", "accelerate")  # which are imported where their kernel is tried
@@ -14,7 +15,7 @@ BNB_MODULES = ("bitsandbytes", "accelerate")  # which are imported where their k
 def require_host(format_: Literal["onnx", "bnb"]) -> None:
     """Raise DependencyError naming what of the export side is not installed, or does not import."""
     bnb = format_ == "bnb"
-    remedy = f"pip install 'vz-edge[export,{'bnb,' if bnb else ''}cpu]' on the machine that exports"
+    remedy = f"on the machine that exports, {install_command('export', *(['bnb'] if bnb else []), 'cpu')}"
     require_installed("exporting", HOST_MODULES + (BNB_MODULES if bnb else ()), f"{remedy} (a device needs none of it)")
     require_imports("exporting", HOST_MODULES, f"{remedy}, in builds for it")
 

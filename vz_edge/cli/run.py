@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from vz_edge.arguments import read_text
 from vz_edge.errors import RequestError
 
 STATUS_ERROR = 2
@@ -122,8 +123,8 @@ def _schema(file: Path | None, choices: str | None) -> dict[str, Any] | list[str
     if file is None:
         return None
     try:
-        schema = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        schema = json.loads(read_text(file))
+    except (OSError, ValueError, RecursionError) as error:
         raise RequestError(f"{file} cannot be read as JSON ({error}); expected a file with a JSON schema") from error
     if not isinstance(schema, dict):
         raise RequestError(f'{file} is no JSON schema; expected an object, as {{"type": "object", ...}}')

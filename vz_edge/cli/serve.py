@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -37,6 +40,17 @@ def command(
         bool, typer.Option("--allow-remote-images", help="Fetch pictures from public web addresses, too.")
     ] = False,
     ui: Annotated[bool, typer.Option("--ui", help="A page for a browser, too, at the server's address.")] = False,
+    system: Annotated[
+        str | None, typer.Option(help="What the model is told first, where a conversation has no system prompt.")
+    ] = None,
+    cache_bytes: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Memory for KV caches and pictures of the last conversations; default: a quarter of what is "
+            "available, up to 4 GiB.",
+        ),
+    ] = None,
     grace_sec: Annotated[float, typer.Option(help="How long answers may go on after SIGTERM.")] = 30.0,
     provider: Annotated[list[str] | None, typer.Option(help="As for 'vz-edge run'.")] = None,
     device_id: Annotated[int | None, typer.Option(help="As for 'vz-edge run'.")] = None,
@@ -48,6 +62,8 @@ def command(
     ] = None,
 ) -> None:
     """Serve a bundle as an OpenAI-compatible API until SIGTERM or Ctrl-C, which let the answers in work finish."""
+    from vz_edge.cli.verbosity import is_quiet
+    from vz_edge.device.requirements import install_command
     from vz_edge.errors import DependencyError
 
     try:
@@ -55,7 +71,7 @@ def command(
         from vz_edge.serve.engine import Engine
         from vz_edge.serve.server import bind, run, url_of
     except ImportError as error:
-        raise DependencyError(f"serving needs more packages ({error}); pip install 'vz-edge[serve]'") from error
+        raise DependencyError(f"serving needs more packages ({error}); {install_command('serve')}") from error
     from vz_edge.device.model import EdgeModel
 
     settings = Settings(
@@ -66,9 +82,10 @@ def command(
         max_pixels=max_pixels,
         remote=RemoteLimits() if allow_remote_images else None,
         ui=ui,
+        system=system,
     )
     check_exposure(host, settings.token)
-    with bind(host, port) as bound:
+    with bind(host, port) as bound, _log_on_stderr(logging.WARNING if is_quiet() else logging.INFO):
         model = EdgeModel.load(
             bundle,
             providers=provider,
@@ -78,14 +95,32 @@ def command(
             device=device_id,
             release_memory=release_memory,
         )
-        engine = Engine(model, settings.queue_length)
+        engine = Engine(model, settings.queue_length, cache_bytes)
+        application = create_app(engine, settings)
         engine.start()
         greeting = _greeting(url_of(bound, host), engine.name, settings)
-        run(create_app(engine, settings), engine, bound, grace_sec, lambda: print(greeting, flush=True))
+        run(application, engine, bound, grace_sec, lambda: print(greeting, flush=True))
     if not engine.stop(STOP_SEC):
         # Reading a prompt cannot be interrupted, and the interpreter cannot end around a thread that does it.
         sys.stdout.flush()
         os._exit(0)
+
+
+@contextmanager
+def _log_on_stderr(level: int) -> Iterator[None]:
+    """What the server logs at ``level`` and above, a line each."""
+    logger, handler = logging.getLogger("vz_edge.serve"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    level_before, propagated_before = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(level)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level_before)
+        logger.propagate = propagated_before
 
 
 def _greeting(url: str, name: str, settings: Settings) -> str:

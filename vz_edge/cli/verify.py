@@ -29,6 +29,7 @@ def command(
         verify_files(bundle, manifest, lambda name, count: bars.update(task, advance=count, description=name))
     console.print(f"{len(manifest.files)} files, {total / 1e9:.2f} GB: every hash is as recorded")
     if hashes_only:
+        console.print("verdict: the files are what was exported; the model was not run")
         return
     from vz_edge.device.model import EdgeModel
     from vz_edge.device.verify import look_again
@@ -37,8 +38,9 @@ def command(
     kept = "" if look.kept_agreement is None else f"{look.kept_agreement:.1%} of the kept positions, "
     token = {True: "the same next token", False: "another next token", None: "next token not recorded"}[look.same_token]
     console.print(f"parity picture: {kept}features within {look.feature_error:.1e}, {token}")
-    if not look.agrees(manifest.target):
+    if faults := look.faults(manifest.target):
         raise BundleError(
-            f"{bundle} does not see what it saw when it was exported; try --provider cpu to rule the provider out, "
-            "or export it again"
+            f"{bundle} does not see what it saw when it was exported: {', '.join(faults)}; answers will be wrong: try "
+            "--provider cpu to rule the provider out, or export it again"
         )
+    console.print(f"verdict: {look.verdict(manifest.target)}", highlight=False)

@@ -39,6 +39,8 @@ class GraphDecoder(OnnxDecoder):
     without it. The graph's KV cache is allocated here, and kept.
     """
 
+    contexts_at_once: int | None = 1
+
     def __init__(self, session: InferenceSession, capacity: int) -> None:
         super().__init__(session)
         self._thread: int | None = None
@@ -85,6 +87,11 @@ class GraphContext(OnnxContext):
     """A context whose tokens are read by the graph where they come one by one."""
 
     _decoder: GraphDecoder
+
+    @property
+    def cache_bytes(self) -> int:
+        """As Context.cache_bytes: nothing, since the graph's KV cache stays when this goes."""
+        return 0
 
     def append(self, embeds: np.ndarray) -> np.ndarray:
         """As Context.append."""

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+DRIVER = "libcuda.so.1"  # which no package holds
+
 
 def wanted_libraries(cuda: str) -> list[str]:
     """File names for a build with that CUDA version ("12.8"): the driver's, the toolkit's and cuDNN's; none for "".
@@ -18,7 +20,7 @@ def wanted_libraries(cuda: str) -> list[str]:
     major = int(cuda.split(".")[0])
     toolkit = [f"lib{name}.so.{major}" for name in ("cudart", "nvrtc", "cublasLt", "cublas")]
     cufft = "libcufft.so.12" if major >= 13 else "libcufft.so.11"
-    return ["libcuda.so.1", *toolkit, cufft, "libcurand.so.10", "libcudnn.so.9"]
+    return [DRIVER, *toolkit, cufft, "libcurand.so.10", "libcudnn.so.9"]
 
 
 def packaged_folders(names: Iterable[str], paths: Iterable[str] | None = None) -> list[str]:
@@ -39,3 +41,10 @@ def packaged_libraries(names: Iterable[str], paths: Iterable[str] | None = None)
     folders = [Path(folder) for folder in packaged_folders(wanted, paths)]
     found = [next((folder / name for folder in folders if (folder / name).exists()), None) for name in wanted]
     return [library for library in found if library is not None]
+
+
+def folders_of_all(names: Iterable[str], paths: Iterable[str] | None = None) -> list[str]:
+    """Folders of NVIDIA's Python packages that together hold every one of ``names``; none where one is nowhere."""
+    wanted = list(names)
+    found = packaged_libraries(wanted, paths)
+    return list(dict.fromkeys(str(library.parent) for library in found)) if len(found) == len(wanted) else []

@@ -31,6 +31,10 @@ class Context(Protocol):
     def length(self) -> int:
         """Tokens that it holds."""
 
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of memory that its KV cache takes now, and gives back with it; no less than they are."""
+
     def append(self, embeds: np.ndarray) -> np.ndarray:
         """Read embeddings [n, hidden] and return the logits [vocab], float32, of the token after them.
 
@@ -41,8 +45,12 @@ class Context(Protocol):
     def rewind(self, length: int) -> None:
         """Forget all but the first ``length`` tokens. Raises ContextLengthError for more than were read."""
 
-    def fork(self) -> Context:
-        """An independent context of the same capacity that has read the same tokens. Their cache is copied."""
+    def fork(self, length: int | None = None, capacity: int | None = None) -> Context:
+        """An independent context that has read the first ``length`` tokens, by default all. Their cache is copied.
+
+        It has room for ``capacity`` tokens, by default as many as this one. Raises ContextLengthError for a length that
+        was not read, or is more than the capacity.
+        """
 
 
 class Decoder(Protocol):
@@ -64,6 +72,10 @@ class Decoder(Protocol):
     def cache_bytes_per_token(self) -> int:
         """Bytes of KV cache that a token takes, all layers together."""
 
+    @property
+    def contexts_at_once(self) -> int | None:
+        """How many contexts can be there and decode as fast as one alone; None: any number."""
+
     def start(self, capacity: int) -> Context:
         """An empty context for up to ``capacity`` tokens."""
 
@@ -81,3 +93,14 @@ def check_rewind(context: Context, length: int) -> None:
     """Raise ContextLengthError unless ``context`` holds ``length`` tokens."""
     if not 0 <= length <= context.length:
         raise ContextLengthError(f"cannot rewind to {length} tokens; the context holds {context.length}")
+
+
+def check_fork(context: Context, length: int | None, capacity: int | None) -> tuple[int, int]:
+    """Length and capacity of a fork, None replaced. Raises ContextLengthError where it cannot be."""
+    length = context.length if length is None else length
+    capacity = context.capacity if capacity is None else capacity
+    if not 0 <= length <= min(context.length, capacity):
+        raise ContextLengthError(
+            f"cannot fork {length} tokens into a capacity of {capacity}; the context holds {context.length}"
+        )
+    return length, capacity

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from vz_edge.device.decoder import check_append, check_rewind
+from vz_edge.device.decoder import check_append, check_fork, check_rewind
 
 
 class FakeDecoder:
@@ -20,6 +20,7 @@ class FakeDecoder:
     """
 
     dtype = np.dtype(np.float32)
+    contexts_at_once: int | None = None
 
     def __init__(self, hidden_size: int, vocab_size: int, seed: int = 0) -> None:
         self.hidden_size = hidden_size
@@ -61,9 +62,15 @@ class FakeContext:
         check_rewind(self, length)
         self.length = length
 
-    def fork(self) -> FakeContext:
+    @property
+    def cache_bytes(self) -> int:
+        """As Context.cache_bytes."""
+        return self._embeds.nbytes
+
+    def fork(self, length: int | None = None, capacity: int | None = None) -> FakeContext:
         """As Context.fork."""
-        twin = FakeContext(self._decoder, self.capacity)
-        twin.length = self.length
-        twin._embeds[: self.length] = self._embeds[: self.length]
+        length, capacity = check_fork(self, length, capacity)
+        twin = FakeContext(self._decoder, capacity)
+        twin.length = length
+        twin._embeds[:length] = self._embeds[:length]
         return twin

@@ -25,6 +25,7 @@ import numpy as np
 from vz_edge.arguments import shown as described
 from vz_edge.arguments import text as checked_text
 from vz_edge.device.process import one_line
+from vz_edge.device.requirements import install_command
 from vz_edge.errors import AnswerError, DependencyError, RequestError
 
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ class GrammarCompiler:
             from llguidance import LLTokenizer
         except ImportError as error:
             raise DependencyError(
-                f"schema needs the package llguidance ({error}); pip install 'vz-edge[schema]', or give a list of "
+                f"schema needs the package llguidance ({error}); {install_command('schema')}, or give a list of "
                 "choices, which does not"
             ) from error
         with self._lock:

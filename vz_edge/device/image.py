@@ -66,8 +66,10 @@ def make_tiles(image: Image.Image, model: ModelSpec, spec: ImageSpec) -> Tiles:
     side = model.tower.image_size
     if model.family == "llava":
         fitted = _pad_to_square(image, spec) if spec.mode == "pad" else image
-        tile = _resize_short_edge_and_crop(fitted, side, spec.resample)
-        return Tiles(_normalise(np.asarray(tile)[None], spec), None, image.size)
+        scaled_size = _scaled_size(fitted.size, side, spec)
+        _check_size(scaled_size, "the picture with its short edge scaled to the tile")
+        scaled = fitted if scaled_size == fitted.size else fitted.resize(scaled_size, spec.resample)
+        return Tiles(_normalise(_centre(scaled, side)[None], spec), None, image.size)
     columns, rows = grid = grid_of(image.size, model)
     base = image.resize((side, side), spec.resample)
     tiles = np.empty((1 + columns * rows, side, side, 3), dtype=np.uint8)
@@ -107,7 +109,7 @@ def tile_boxes(size: Size, model: ModelSpec, spec: ImageSpec) -> np.ndarray:
     if model.family == "llava":
         edge = max(size)
         fitted = (edge, edge) if spec.mode == "pad" else size
-        scaled = _short_edge_size(fitted, side)
+        scaled = _scaled_size(fitted, side, spec)
         corners = [((scaled[0] - side) // 2, (scaled[1] - side) // 2)]
         padding = (fitted[0] - size[0]) // 2, (fitted[1] - size[1]) // 2
         return _boxes(corners, side, (fitted[0] / scaled[0], fitted[1] / scaled[1]), padding)
@@ -132,9 +134,9 @@ def token_count(size: Size, model: ModelSpec, budget: TokenBudget | None) -> int
     """Tokens that a picture of ``size`` (width, height) costs; ``budget`` None means all tokens, unpadded."""
     if budget is not None:
         return budget.total(tile_count(size, model))
-    patches = model.tower.patches
     if model.family == "llava":
-        return patches
+        return model.all_tokens_per_tile
+    patches = model.tower.patches
     top, bottom, left, right = _unpadded_box(size, grid_of(size, model), model.tower.patches_per_side)
     return patches + (bottom - top) * (right - left + 1)
 
@@ -183,7 +185,12 @@ def _from_array(array: np.ndarray) -> Image.Image:
 def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
     _check_size(image.size, name)
     image.load()
+    has_16_bits = image.mode.startswith("I;16") or (
+        image.mode == "I" and image.format == "PNG"
+    )  # the latter: Pillow 10
     image = _upright(image)
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = _eight_bit(image, has_16_bits, name)
     if "A" in image.getbands() or image.info.get("transparency") is not None:
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image.convert("RGBA"))
@@ -195,6 +202,26 @@ def _upright(image: Image.Image) -> Image.Image:
         return ImageOps.exif_transpose(image)
     except Exception:  # broken EXIF data, which say nothing about the pixels and no orientation
         return image
+
+
+def _eight_bit(image: Image.Image, has_16_bits: bool, name: str) -> Image.Image:
+    """A grey picture of integers or floats as mode L; Pillow's own ``convert`` would cut off what is above 255.
+
+    16 bits keep their upper 8, as Pillow reads a colour PNG of 16 bits; floats are taken from 0 (black) to 1 (white),
+    other integers from 0 to 255. Raises ImageError for other values, of which nobody can tell what is white.
+    """
+    pixels = np.asarray(image)
+    white = 1 if image.mode == "F" else 65535 if has_16_bits else 255
+    if not ((pixels >= 0) & (pixels <= white)).all():  # NaN is neither
+        raise ImageError(
+            f"{name} has pixels of Pillow's mode {image.mode} from {pixels.min():g} to {pixels.max():g}; expected 0 "
+            f"(black) to {white} (white): scale them, or save the picture with 8 bits"
+        )
+    grey = pixels >> 8 if has_16_bits else np.round(pixels * (255 / white))
+    transparent = image.info.get("transparency")  # of a PNG: the grey value that is see-through
+    if isinstance(transparent, int):
+        grey = np.where(pixels == transparent, 255, grey)
+    return Image.fromarray(grey.astype(np.uint8))
 
 
 def _check_size(size: Size, name: str) -> None:
@@ -234,18 +261,24 @@ def _pad_to_square(image: Image.Image, spec: ImageSpec) -> Image.Image:
     return square
 
 
-def _resize_short_edge_and_crop(image: Image.Image, side: int, resample: int) -> Image.Image:
-    width, height = _short_edge_size(image.size, side)
-    _check_size((width, height), "the picture with its short edge scaled to the tile")
-    left, top = (width - side) // 2, (height - side) // 2
-    return image.resize((width, height), resample).crop((left, top, left + side, top + side))
-
-
-def _short_edge_size(size: Size, side: int) -> Size:
+def _scaled_size(size: Size, side: int, spec: ImageSpec) -> Size:
+    """What a picture of ``size`` is scaled to before its centre is cut out as a tile of ``side``."""
+    if not spec.resize:
+        return size
+    if spec.exact_size is not None:
+        height, width = spec.exact_size
+        return width, height
     width, height = size
+    short_edge = spec.short_edge or side
     if width <= height:
-        return side, int(side * height / width)
-    return int(side * width / height), side
+        return short_edge, int(short_edge * height / width)
+    return int(short_edge * width / height), short_edge
+
+
+def _centre(image: Image.Image, side: int) -> np.ndarray:
+    """The centre of a picture, uint8 [side, side, 3], on black where it is smaller than that."""
+    left, top = ((length - side) // 2 for length in image.size)  # negative where the picture is the smaller one
+    return np.asarray(image.crop((left, top, left + side, top + side)))
 
 
 def _boxes(corners: list[Size], side: int, scale: tuple[float, float], padding: Size) -> np.ndarray:

@@ -18,7 +18,7 @@ import time
 import weakref
 from collections.abc import Generator, Sequence
 from os import PathLike
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vz_edge.arguments import flag, path, shown, whole
 from vz_edge.bundle import Manifest, read_manifest
@@ -33,7 +33,7 @@ from vz_edge.device.options import AskOptions
 from vz_edge.device.pipeline import CheckedQuestion, Pictures, Pipeline, Prompt, Spent, common_start
 from vz_edge.device.prompt import ChatPrompt
 from vz_edge.device.reply import Reply, Stream
-from vz_edge.device.runtime import Provider
+from vz_edge.device.runtime import CPU, Provider
 from vz_edge.device.session import Session
 from vz_edge.device.vision import Vision, VisionResult
 from vz_edge.errors import BundleError, RequestError
@@ -41,6 +41,7 @@ from vz_edge.errors import BundleError, RequestError
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # a type checker brings it along; nothing needs it at run time
 
+    from vz_edge.device.cached_model import CachedModel
     from vz_edge.metrics import Metrics
     from vz_edge.watch.engine import Question
     from vz_edge.watch.frame import Color
@@ -57,7 +58,8 @@ class EdgeModel:
 
     ``manifest`` says which model it is; ``vision``, ``chat``, ``embedding`` and ``decoder`` are its parts, for those
     who measure or compose them differently; ``context_length`` is the most tokens that a question with its
-    pictures and its answer may have; ``load_sec`` is what loading took.
+    pictures and its answer may have; ``load_sec`` is what loading took; ``provider`` is ONNX Runtime's name of the
+    processor that the decoder runs on.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class EdgeModel:
         decoder: Decoder,
         context_length: int,
         load_sec: float,
+        provider: Provider = CPU,
     ) -> None:
         self.manifest = manifest
         self.vision = vision
@@ -77,7 +80,8 @@ class EdgeModel:
         self.decoder = decoder
         self.context_length = context_length
         self.load_sec = load_sec
-        self._sessions = weakref.WeakSet[Session]()
+        self.provider = provider
+        self._conversations = weakref.WeakSet[Any]()  # sessions and cached models, that end with the model
         self._compiler = GrammarCompiler(chat.tokenizer, decoder.vocab_size, manifest.stop.token_ids)
 
     @classmethod
@@ -129,7 +133,7 @@ class EdgeModel:
         embedding = EmbeddingTable(bundle / "embedding.data", decoder.hidden_size, decoder.dtype)
         load_sec = time.perf_counter() - started
         logger.info("loaded %s in %.2f s", manifest.name, load_sec)
-        return cls(manifest, encoder, chat, embedding, decoder, context_length, load_sec)
+        return cls(manifest, encoder, chat, embedding, decoder, context_length, load_sec, backend.provider)
 
     def close(self) -> None:
         """Give back what the bundle takes: memory, threads, the GPU. Its sessions and watches end with it.
@@ -137,8 +141,8 @@ class EdgeModel:
         Whatever is asked of it afterwards raises a RequestError. An answer that is being written goes on to its end,
         and holds what it needs until then.
         """
-        for session in list(self._sessions):
-            session.close()
+        for conversation in list(self._conversations):
+            conversation.close()
         self.vision = self.chat = self.embedding = self.decoder = self._compiler = CLOSED_MODEL
 
     def check_open(self) -> None:
@@ -168,7 +172,23 @@ class EdgeModel:
         of the session's KV cache. Raises RequestError, also where the chat template has no place for ``system``,
         and ContextLengthError.
         """
-        return Session(self._pipeline, system, max_context, self._sessions)
+        return Session(self._pipeline, system, max_context, self._conversations)
+
+    def cached(self, max_bytes: int | None = None) -> CachedModel:
+        """This model with a memory: a question goes on from the longest start that it shares with earlier ones.
+
+        For callers that send a whole conversation with each question, as HTTP clients do. KV caches and encoded
+        pictures of the last conversations are kept, no more than ``max_bytes`` of them; by default a quarter of the
+        memory that is available now, and no more than 4 GiB. Raises RequestError.
+        """
+        from vz_edge.device.cached_model import CachedModel, default_bytes
+
+        if max_bytes is None:
+            max_bytes = default_bytes(available_memory_bytes(self.provider))
+        max_bytes = whole("max_bytes", max_bytes)
+        cached = CachedModel(self._pipeline, max_bytes)
+        self._conversations.add(cached)
+        return cached
 
     def watch(
         self,

@@ -19,7 +19,7 @@ def missing() -> str | None:
     try:
         import pynvml
     except ImportError:
-        return "nvidia-ml-py is not installed (pip install 'vz-edge[gpu]')"
+        return "nvidia-ml-py is not installed (pip install nvidia-ml-py)"
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vz_edge.device.decoder import check_append, check_rewind
+from vz_edge.device.decoder import check_append, check_fork, check_rewind
 from vz_edge.device.mapped import MappedWeights
 from vz_edge.device.runtime import CUDA, DEVICE_ID, Provider, open_session
 from vz_edge.errors import CorruptBundleError
@@ -30,6 +30,8 @@ PAST, PRESENT = "past_key_values.", "present."
 
 class OnnxDecoder:
     """``decoder.onnx`` as a Decoder; ``dtype`` is the precision of embeddings and cache."""
+
+    contexts_at_once: int | None = None
 
     def __init__(self, session: InferenceSession) -> None:
         self.session = session
@@ -96,11 +98,12 @@ class KVCache:
         self.capacity = capacity
         self._names = decoder.cache_names
         self._pages: np.ndarray | None = None  # what the buffers are views of, on the CPU
-        shape = (1, decoder.kv_heads, capacity, decoder.head_dim)
+        self._shape = (1, decoder.kv_heads, capacity, decoder.head_dim)
+        self._dtype = decoder.dtype
         if decoder.device == "cuda":
-            self._buffers = [decoder.allocate(shape, decoder.dtype) for _ in self._names]
+            self._buffers = [decoder.allocate(self._shape, decoder.dtype) for _ in self._names]
         else:
-            self._pages = _untouched((len(self._names), *shape), decoder.dtype)
+            self._pages = _untouched((len(self._names), *self._shape), decoder.dtype)
             self._buffers = [OrtValue.ortvalue_from_numpy(buffer) for buffer in self._pages]
 
     def bind(self, session: InferenceSession) -> IOBinding:
@@ -111,13 +114,27 @@ class KVCache:
             binding.bind_ortvalue_output(PRESENT + name, buffer)
         return binding
 
+    def taken_bytes(self, length: int) -> int:
+        """Bytes of memory that are taken once ``length`` tokens were written; on CUDA all are from the start.
+
+        On the CPU each head's tokens lie together, and take whole pages.
+        """
+        heads, row_bytes = len(self._names) * self._shape[1], self._shape[3] * self._dtype.itemsize
+        if self._pages is None:
+            return heads * self.capacity * row_bytes
+        unaligned = bool(self.capacity * row_bytes % mmap.PAGESIZE)  # a row may begin in the midst of a page
+        pages = -(-length * row_bytes // mmap.PAGESIZE) + unaligned
+        return min(heads * pages * mmap.PAGESIZE, self._pages.nbytes)
+
     def copy_from(self, other: KVCache, length: int) -> None:
-        """Take over the first ``length`` tokens of a cache that is no smaller; on CUDA all that fits."""
+        """Take over the first ``length`` tokens of another cache."""
         if self._pages is not None and other._pages is not None:
             self._pages[..., :length, :] = other._pages[..., :length, :]
             return
         for buffer, source in zip(self._buffers, other._buffers, strict=True):
-            buffer.update_inplace(np.ascontiguousarray(source.numpy()[..., : self.capacity, :]))
+            copy = np.zeros(self._shape, self._dtype)
+            copy[..., :length, :] = source.numpy()[..., :length, :]
+            buffer.update_inplace(copy)
 
 
 class OnnxContext:
@@ -126,6 +143,7 @@ class OnnxContext:
     def __init__(self, decoder: OnnxDecoder, capacity: int, cache: KVCache) -> None:
         self.capacity = capacity
         self.length = 0
+        self._longest = 0  # that it ever was
         self._decoder = decoder
         self._cache = cache
         self._binding = cache.bind(decoder.session)
@@ -143,20 +161,27 @@ class OnnxContext:
         row_major = np.ascontiguousarray(embeds[None], dtype=self._decoder.dtype)
         self._binding.bind_cpu_input("inputs_embeds", row_major)
         self._binding.bind_cpu_input("attention_mask", self._mask[:, :total])
+        self._longest = max(self._longest, total)
         self._decoder.run(self._binding)
         self.length = total
         return self._logits[0, 0].astype(np.float32)
+
+    @property
+    def cache_bytes(self) -> int:
+        """As Context.cache_bytes: what was read once keeps its memory, also when it is forgotten."""
+        return self._cache.taken_bytes(self._longest)
 
     def rewind(self, length: int) -> None:
         """As Context.rewind."""
         check_rewind(self, length)
         self.length = length
 
-    def fork(self) -> OnnxContext:
+    def fork(self, length: int | None = None, capacity: int | None = None) -> OnnxContext:
         """As Context.fork. On CUDA all of the cache is copied, a layer at a time through the host's memory."""
-        twin = OnnxContext(self._decoder, self.capacity, KVCache(self._decoder, self.capacity))
-        twin._cache.copy_from(self._cache, self.length)
-        twin.length = self.length
+        length, capacity = check_fork(self, length, capacity)
+        twin = OnnxContext(self._decoder, capacity, KVCache(self._decoder, capacity))
+        twin._cache.copy_from(self._cache, length)
+        twin.length = twin._longest = length
         return twin
 
 

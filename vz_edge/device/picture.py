@@ -10,11 +10,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from PIL import Image
 
-from vz_edge.arguments import shown
+from vz_edge.arguments import open_file, shown
 from vz_edge.errors import ImageError
 
 
@@ -40,7 +40,7 @@ def opened(source: PictureFile | Image.Image) -> Iterator[tuple[Image.Image, str
         if isinstance(source, Image.Image):
             yield source, name
         elif isinstance(source, (str, os.PathLike)):
-            with _open(source) as file, Image.open(file) as image:
+            with open_file(source) as file, Image.open(file) as image:
                 yield image, name
         else:
             whole = isinstance(source, (bytes, bytearray, memoryview))
@@ -67,12 +67,3 @@ def _name_of(source: object) -> str:
     raise ImageError(
         f"{shown(source)} is no picture; expected a path, a file's bytes, an open file, a Pillow image or an array"
     )
-
-
-def _open(path: str | os.PathLike[str]) -> BinaryIO:
-    """Open a file; a named pipe that nobody writes to is empty, where plain ``open`` would wait for a writer."""
-    waits_not = getattr(os, "O_NONBLOCK", 0)
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | waits_not)
-    if waits_not:
-        os.set_blocking(descriptor, True)
-    return os.fdopen(descriptor, "rb")

@@ -23,6 +23,7 @@ from vz_edge.device.generate import Limits, generate
 from vz_edge.device.guide import GrammarCompiler
 from vz_edge.device.image import ImageSource, Tiles, token_count
 from vz_edge.device.options import AskOptions, check_options
+from vz_edge.device.prefix_cache import Item
 from vz_edge.device.prompt import ChatPrompt, Message, messages_of
 from vz_edge.device.reply import Reply
 from vz_edge.device.vision import Vision, VisionResult
@@ -93,7 +94,7 @@ class Pipeline:
         limits, choices = check_options(self.manifest.stop, self.chat.tokenizer, self.compiler, options)
         started = time.perf_counter()
         pictures = [
-            picture if isinstance(picture, VisionResult) else self.vision.tile(picture) for picture in _listed(image)
+            picture if isinstance(picture, VisionResult) else self.vision.tile(picture) for picture in listed(image)
         ]
         preprocess_sec = time.perf_counter() - started
         if tokens is not None and pictures and not any(isinstance(picture, Tiles) for picture in pictures):
@@ -124,6 +125,11 @@ class Pipeline:
             for picture in question.pictures
         ]
         return results, time.perf_counter() - started
+
+    def items(self, ids: Sequence[int], results: Sequence[VisionResult]) -> list[Item]:
+        """``ids`` with ``results`` in the places of its image tokens."""
+        following = iter(results)
+        return [next(following) if token_id == self.chat.image_token_id else token_id for token_id in ids]
 
     def embed(self, ids: list[int], results: list[VisionResult]) -> np.ndarray:
         """Embeddings [positions, hidden] of ``ids``, with the first ``results`` in the places of its image tokens."""
@@ -197,7 +203,8 @@ def common_start(sequences: Sequence[list[int]]) -> list[int]:
     return shared
 
 
-def _listed(image: Pictures) -> list[Picture]:
+def listed(image: Pictures) -> list[Picture]:
+    """Pictures as they are given, as a list."""
     if image is None:
         return []
     return list(image) if isinstance(image, (list, tuple)) else [image]  # type: ignore[list-item]

@@ -15,11 +15,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vz_edge.arguments import shown, text
+from vz_edge.arguments import shown
+from vz_edge.arguments import text as checked_text
+from vz_edge.device.typed_text import ControlTokens, control_contents, with_stand_ins
 from vz_edge.errors import CorruptBundleError, RequestError
 
 if TYPE_CHECKING:
@@ -56,12 +58,50 @@ class ChatPrompt:
         return cls(template, tokenizer, special_tokens(config), image_token_id)
 
     def ids(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of the conversation, up to where the answer starts. Raises RequestError."""
-        written = render_template(self.template, messages, self.special)
+        """Token ids of the conversation (as ``messages_of`` makes it), up to where the answer starts.
+
+        Words that look like a control token, as ``<image>`` and ``</s>`` do, stay words. Raises RequestError, also
+        where the template leaves out what the model was to be told.
+        """
+        written, has_typed = with_stand_ins(messages, self._control_contents)
+        text = render_template(self.template, written, self.special)
+        self._check_complete(written, text)
         bos = self.special.get("bos_token")
         # A template that writes BOS itself must not get a second one from tokenizer.json's post-processor.
-        writes_bos = bos is not None and written.startswith(bos)
-        return self.tokenizer.encode(written, add_special_tokens=not writes_bos).ids
+        writes_bos = bos is not None and text.startswith(bos)
+        if has_typed:
+            return self._control_tokens.encode(text, add_special_tokens=not writes_bos)
+        return self.tokenizer.encode(text, add_special_tokens=not writes_bos).ids
+
+    def _check_complete(self, messages: Sequence[Message], text: str) -> None:
+        """Raise RequestError where ``text`` would be the same with other words in a system prompt or the like."""
+        for index, message in enumerate(messages):
+            if message["role"] in ("user", "assistant") or not any(part.get("text") for part in message["content"]):
+                continue
+            words = [{**part, "text": part["text"] + "0"} if "text" in part else part for part in message["content"]]
+            other = {"role": message["role"], "content": words}
+            try:
+                changed = render_template(
+                    self.template, [*messages[:index], other, *messages[index + 1 :]], self.special
+                )
+            except RequestError:  # the words matter to the template
+                continue
+            if changed == text:
+                what = (
+                    "a system prompt" if message["role"] == "system" else f"a message of the role {message['role']!r}"
+                )
+                raise RequestError(
+                    f"the model's chat template leaves {what} out; put its words in front of the questions"
+                )
+
+    @cached_property
+    def _control_contents(self) -> tuple[str, ...]:
+        return control_contents(self.tokenizer, self.image_token_id)
+
+    @cached_property
+    def _control_tokens(self) -> ControlTokens:
+        """Made when it is first needed: a large vocabulary takes a second to copy."""
+        return ControlTokens.of(self.tokenizer, self._control_contents)
 
 
 def messages_of(prompt: str | Sequence[Message], pictures: int) -> list[dict[str, Any]]:
@@ -93,12 +133,14 @@ def messages_of(prompt: str | Sequence[Message], pictures: int) -> list[dict[str
 
 def render_template(template: str, messages: Sequence[Message], special: Mapping[str, str]) -> str:
     """Write the conversation down, ready for the answer. Raises RequestError where the template refuses it."""
-    import jinja2
-
     try:
-        return _compile(template).render(messages=messages, add_generation_prompt=True, **special)
-    except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
-        raise RequestError(f"the model's chat template cannot write these messages down: {error}") from error
+        # tools and documents as transformers has them where there are none: a template may ask "is not none".
+        return _compile(template).render(
+            messages=messages, tools=None, documents=None, add_generation_prompt=True, **special
+        )
+    except Exception as error:  # a template is code of the checkpoint's
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise RequestError(f"the model's chat template cannot write these messages down: {reason}") from error
 
 
 def special_tokens(tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
@@ -115,7 +157,7 @@ def _plain(message: object) -> dict[str, Any]:
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
     if not isinstance(role, str) or not isinstance(parts, (list, tuple)):
         raise RequestError(f"message {shown(message)} is not understood; expected {{'role': ..., 'content': ...}}")
-    return {"role": text("a role", role), "content": [_plain_part(part) for part in parts]}
+    return {"role": checked_text("a role", role), "content": [_plain_part(part) for part in parts]}
 
 
 def _plain_part(part: object) -> dict[str, str]:
@@ -123,7 +165,7 @@ def _plain_part(part: object) -> dict[str, str]:
     if isinstance(kind, str) and kind == "image":
         return {"type": "image"}
     if isinstance(kind, str) and kind == "text" and isinstance(words, str):
-        return {"type": "text", "text": str(text("the text of a message", words))}
+        return {"type": "text", "text": str(checked_text("the text of a message", words))}
     raise RequestError(
         f"content {shown(part)} is not understood; expected {{'type': 'text', 'text': ...}} or {{'type': 'image'}}"
     )
@@ -155,8 +197,15 @@ def _compile(template: str) -> jinja2.Template:
     return environment.from_string(template)
 
 
-def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)  # jinja2's own escapes HTML
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """As transformers' filter of that name; jinja2's own escapes HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _raise_exception(message: str) -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from vz_edge.arguments import shown, whole
 from vz_edge.device.cuda_libraries import packaged_libraries, wanted_libraries
 from vz_edge.device.dependencies import require_imports
+from vz_edge.device.requirements import JETSON_GUIDE, install_command
 from vz_edge.errors import CorruptBundleError, DependencyError, ProviderError
 
 if TYPE_CHECKING:
@@ -26,16 +27,16 @@ if TYPE_CHECKING:
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 LOG_ERRORS_ONLY = 3
-# The arena of ONNX Runtime's CUDA provider doubles with each region that it takes, and never shrinks: weights of 7 GB
-# would leave the next 100 MB of activations a region of 8 GB. So weights stay out of it (microsoft/onnxruntime pull
-# 7267), and it grows by what is asked for. A vision graph has one convolution, which needs no search by trial.
-CUDA_OPTIONS = {"arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_search": "HEURISTIC"}
-WEIGHTS_OUT_OF_ARENA = "session.use_device_allocator_for_initializers"
 # A provider as ONNX Runtime takes it: its name, or its name and its options ("cuda", {"device_id": 1}).
 Provider = str | tuple[str, Mapping[str, Any]]
 DEVICE_ID = "device_id"
 # Those that have this option (https://onnxruntime.ai/docs/execution-providers/).
 OF_DEVICES = tuple(f"{name}ExecutionProvider" for name in ("CUDA", "Tensorrt", "ROCM", "MIGraphX", "Dml", "CANN"))
+# The arena of ONNX Runtime's CUDA provider doubles with each region that it takes, and never shrinks: weights of 7 GB
+# would leave the next 100 MB of activations a region of 8 GB. So weights stay out of it (microsoft/onnxruntime pull
+# 7267), and it grows by what is asked for. A vision graph has one convolution, which needs no search by trial.
+CUDA_OPTIONS = {"arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_search": "HEURISTIC"}
+WEIGHTS_OUT_OF_ARENA = "session.use_device_allocator_for_initializers"
 
 
 def open_session(
@@ -55,8 +56,7 @@ def open_session(
     CorruptBundleError where the file is not a model.
     """
     ort = import_onnxruntime()
-    split = [split_provider(provider) for provider in providers]
-    first = split[0][0]
+    first = provider_name(providers[0])
     if first == CUDA:
         preload_cuda(ort)
     options = session_options(providers, threads, leave_mapped)
@@ -64,7 +64,7 @@ def open_session(
         session = ort.InferenceSession(
             path,
             options,
-            providers=[name for name, _ in split],
+            providers=list(map(provider_name, providers)),
             provider_options=provider_options(providers, cuda_graph),
         )
     except Exception as error:  # onnxruntime's exceptions share no base class
@@ -99,10 +99,9 @@ def session_options(providers: Sequence[Provider], threads: int | None, leave_ma
 
 
 def provider_options(providers: Sequence[Provider], cuda_graph: bool = False) -> list[dict[str, str]]:
-    """The options of each provider, as ``open_session`` takes them; those that came with it take precedence."""
+    """The options of each provider, as ``open_session`` takes them; those that a provider has of its own come first."""
     cuda = CUDA_OPTIONS | ({"enable_cuda_graph": "1"} if cuda_graph else {})
-    split = [split_provider(provider) for provider in providers]
-    return [{**cuda, **options} if name == CUDA else options for name, options in split]
+    return [(cuda if name == CUDA else {}) | options for name, options in map(split_provider, providers)]
 
 
 def choose_providers(
@@ -209,7 +208,8 @@ def import_onnxruntime() -> ModuleType:
     """The onnxruntime module. Raises DependencyError where no package of it is installed, or it does not import."""
     if find_spec("onnxruntime") is None:
         raise DependencyError(
-            "onnxruntime is not installed; install it with pip install 'vz-edge[cpu]', or 'vz-edge[gpu]' for CUDA"
+            f"onnxruntime is not installed; {install_command('cpu')}, or for CUDA {install_command('gpu')}; "
+            f"for CUDA on a Jetson see {JETSON_GUIDE}"
         )
     remedy = "install a build of it for this machine ('vz-edge doctor' looks further)"
     require_imports("a bundle", ["onnxruntime"], remedy)

@@ -23,7 +23,7 @@ import weakref
 from collections.abc import Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -33,15 +33,14 @@ from vz_edge.device.closed import CLOSED_SESSION
 from vz_edge.device.image import ImageSource
 from vz_edge.device.options import AskOptions
 from vz_edge.device.pipeline import CheckedQuestion, Picture, Pipeline, Spent, common_start
+from vz_edge.device.prefix_cache import Item, Prefix, common_length, token_count
 from vz_edge.device.prompt import Message, messages_of
 from vz_edge.device.reply import Reply, Stream
 from vz_edge.device.vision import VisionResult
-from vz_edge.errors import RequestError
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-Item = int | VisionResult  # what stands at a place of a prompt: a token of text, or a whole picture
 IMAGE = {"type": "image"}
 # Two questions that begin differently: what the prompts with them have in common comes before any question.
 PROBES = ("0", "What")
@@ -103,7 +102,7 @@ class Session:
         pipeline: Pipeline,
         system: str | None = None,
         max_context: int | None = None,
-        siblings: weakref.WeakSet[Session] | None = None,
+        siblings: weakref.WeakSet[Any] | None = None,
     ) -> None:
         """As ``EdgeModel.session``, which is the way to make one; it closes ``siblings`` with the model."""
         max_context = None if max_context is None else whole("max_context", max_context, 1)
@@ -111,22 +110,21 @@ class Session:
         self.context_length = min(pipeline.context_length, max_context or pipeline.context_length)
         self._pipeline = replace(pipeline, context_length=self.context_length)
         self._open: Generator[str, None, Reply] | None = None
-        conversation = self._begun(system)
+        conversation = _begun(system)
         self._check(conversation)
-        self._context = pipeline.decoder.start(self.context_length)
-        self._read: list[Item] = []  # what the context holds
+        self._prefix = Prefix(pipeline.decoder.start(self.context_length))
         self._conversation = conversation
         self._start: list[Item] | None = None  # what all its prompts begin with; None until it is needed
         self._turn_to(conversation)
-        self._siblings = weakref.WeakSet[Session]() if siblings is None else siblings
+        self._siblings = weakref.WeakSet[Any]() if siblings is None else siblings
         self._siblings.add(self)
 
     def close(self) -> None:
         """Give back the KV cache. Whatever is asked of the session afterwards raises a RequestError."""
         with suppress(ValueError):  # another thread is just generating: its answer ends with that error
             self._end_stream()
-        self._pipeline = self._context = CLOSED_SESSION
-        self._read, self._start, self._conversation = [], None, _Conversation()
+        self._pipeline = self._prefix = CLOSED_SESSION
+        self._start, self._conversation = None, _Conversation()
 
     def __enter__(self) -> Session:
         return self
@@ -138,10 +136,8 @@ class Session:
         if self._pipeline is CLOSED_SESSION:
             return "<Session: closed>"
         turns = sum(message["role"] == "assistant" for message in self._conversation.messages)
-        return (
-            f"<Session: {len(self._conversation.pictures)} picture(s), {turns} turn(s), {self._context.length} of "
-            f"{self.context_length} tokens read>"
-        )
+        pictures, read = len(self._conversation.pictures), self._prefix.context.length
+        return f"<Session: {pictures} picture(s), {turns} turn(s), {read} of {self.context_length} tokens read>"
 
     def look(self, image: ImageSource | VisionResult, *, add: bool = False, tokens: int | None = None) -> Look:
         """Take in a picture: encode it, and read the prompt up to and including it.
@@ -170,7 +166,7 @@ class Session:
         RequestError where the chat template has no place for ``system``.
         """
         self._end_stream()
-        conversation = self._begun(system)
+        conversation = _begun(system)
         for image in images:
             conversation = conversation.shown(image)
         pictures, _ = self._pipeline.look(self._check(conversation, tokens))
@@ -206,66 +202,45 @@ class Session:
         """
         self._end_stream()
         branch = copy.copy(self)
-        branch._context = self._context.fork()
+        branch._prefix = self._prefix.fork()
         self._siblings.add(branch)
         return branch
 
     def _answer(self, question: CheckedQuestion, kept: _Conversation | None) -> Generator[str, None, Reply]:
         """Answer a question; ``kept`` is the conversation with it where it is to become a turn."""
         pictures = [picture for picture in question.pictures if isinstance(picture, VisionResult)]
-        items = self._items(question.ids, pictures)
+        items = self._pipeline.items(question.ids, pictures)
         if self._start is None:
             self._start = self._start_of(self._conversation)
-        after = items[: _common_length(self._start, items)]
-        common = self._rewind_to_common(items[:-1])  # the last one is always read: it gives the logits
+        after = items[: common_length(self._start, items)]
+        common = self._prefix.rewind_to_common(items[:-1])  # the last one is always read: it gives the logits
+        context = self._prefix.context
         try:
-            spent = Spent(cached_tokens=self._context.length)
-            reply = yield from self._pipeline.answer(self._context, question, common, pictures, spent)
+            spent = Spent(cached_tokens=context.length)
+            reply = yield from self._pipeline.answer(context, question, common, pictures, spent)
             if kept is not None:
                 # The last token of an answer is chosen, never read.
-                after = [*items, *reply.token_ids[: self._context.length - _token_count(items)]]
+                after = [*items, *reply.token_ids[: context.length - token_count(items)]]
                 self._conversation, self._start = kept.answered(reply.text), None
         finally:
-            if self._context.length >= _token_count(items):
-                self._read = after
-            self._context.rewind(_token_count(self._read))
+            self._prefix.hold(after)
         return reply
 
     def _turn_to(self, conversation: _Conversation) -> None:
         """Read what every question of ``conversation`` begins with, then make it the session's."""
         start = self._start_of(conversation)
-        common = self._rewind_to_common(start)
+        common = self._prefix.rewind_to_common(start)
         if common < len(start):
             embeds = self._embed(start[common:])
-            logger.info("reading %d tokens, %d are in the KV cache", len(embeds), self._context.length)
-            self._context.append(embeds)
-        self._read = start
+            logger.info("reading %d tokens, %d are in the KV cache", len(embeds), self._prefix.context.length)
+            self._prefix.context.append(embeds)
+        self._prefix.hold(start)
         self._conversation, self._start = conversation, start
-
-    def _rewind_to_common(self, items: list[Item]) -> int:
-        """Forget all that ``items`` do not begin with; returns how many of them are left."""
-        common = _common_length(self._read, items)
-        self._read = items[:common]
-        self._context.rewind(_token_count(self._read))
-        return common
 
     def _end_stream(self) -> None:
         if self._open is not None:
             self._open.close()
             self._open = None
-
-    def _begun(self, system: str | None) -> _Conversation:
-        """A conversation that nothing was said in. Raises RequestError where the template leaves ``system`` out."""
-        conversation = _Conversation()
-        if not system:
-            return conversation
-        plain = self._ids(conversation.asked(PROBES[0]))
-        conversation = _Conversation((_message("system", system),))
-        if self._ids(conversation.asked(PROBES[0])) == plain:
-            raise RequestError(
-                "the model's chat template leaves a system prompt out; put its words in front of the questions"
-            )
-        return conversation
 
     def _check(self, conversation: _Conversation, tokens: int | None = None) -> CheckedQuestion:
         """Raise unless a short question with an answer of one token would fit; its pictures are tiled."""
@@ -276,20 +251,21 @@ class Session:
         """What all prompts of ``conversation``, whose pictures are encoded, begin with."""
         pictures = [picture for picture in conversation.pictures if isinstance(picture, VisionResult)]
         ids = common_start([self._ids(conversation.asked(probe)) for probe in PROBES])
-        return self._items(ids, pictures)
+        return self._pipeline.items(ids, pictures)
 
     def _ids(self, conversation: _Conversation) -> list[int]:
         return self._pipeline.chat.ids(messages_of(conversation.messages, len(conversation.pictures)))
-
-    def _items(self, ids: Sequence[int], pictures: Sequence[VisionResult]) -> list[Item]:
-        following = iter(pictures)
-        return [next(following) if token_id == self._pipeline.chat.image_token_id else token_id for token_id in ids]
 
     def _embed(self, items: Sequence[Item]) -> np.ndarray:
         pictures = [item for item in items if isinstance(item, VisionResult)]
         image_token_id = self._pipeline.chat.image_token_id
         ids = [image_token_id if isinstance(item, VisionResult) else item for item in items]
         return self._pipeline.embed(ids, pictures)
+
+
+def _begun(system: str | None) -> _Conversation:
+    """A conversation in which nothing but ``system`` was said."""
+    return _Conversation((_message("system", system),)) if system else _Conversation()
 
 
 def _message(role: str, text: str) -> Message:
@@ -302,15 +278,3 @@ def _with_part(messages: tuple[Message, ...], part: dict[str, str]) -> tuple[Mes
         *before, last = messages
         return (*before, {"role": "user", "content": [*last["content"], part]})
     return (*messages, {"role": "user", "content": [part]})
-
-
-def _common_length(one: Sequence[Item], other: Sequence[Item]) -> int:
-    """How many items both begin with. A picture equals only itself: what is in it is not compared."""
-    for length, (left, right) in enumerate(zip(one, other, strict=False)):
-        if not (left is right or (isinstance(left, int) and left == right)):
-            return length
-    return min(len(one), len(other))
-
-
-def _token_count(items: Sequence[Item]) -> int:
-    return sum(len(item.features) if isinstance(item, VisionResult) else 1 for item in items)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import PIL
 from PIL import Image
 
 from vz_edge.errors import BundleError, CorruptBundleError
@@ -23,6 +24,7 @@ SAMPLE_TOKENS, SAMPLE_VALUES = 8, 4
 # Another processor sums in another order; a kept position on the edge may then fall to the other side.
 LARGEST_FEATURE_ERROR = {"cpu": 0.01, "cuda": 0.05}
 LEAST_KEPT_AGREEMENT = 0.95
+ROUNDING = {"cpu": 1e-5, "cuda": 1e-2}  # of the largest feature: what the order of sums alone makes in fp32 and fp16
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,37 @@ class SecondLook:
 
     def agrees(self, target: str) -> bool:
         """Whether the differences are within what another processor may make of the same bundle."""
-        kept = self.kept_agreement is None or self.kept_agreement >= LEAST_KEPT_AGREEMENT
-        features = self.feature_error <= LARGEST_FEATURE_ERROR[target] or (self.kept_agreement or 1.0) < 1.0
-        return kept and features and self.same_token is not False and self.finite
+        return not self.faults(target)
+
+    def faults(self, target: str) -> list[str]:
+        """What no other processor and no other Pillow makes of the same bundle, in words; empty where it agrees."""
+        kept = self.kept_agreement
+        found = {
+            f"only {kept or 0:.1%} of the kept patches are the same (expected {LEAST_KEPT_AGREEMENT:.0%} or more)": (
+                kept is not None and kept < LEAST_KEPT_AGREEMENT
+            ),
+            f"features differ by {self.feature_error:.1%} of the largest (expected at most "
+            f"{LARGEST_FEATURE_ERROR[target]:.0%})": (
+                not self.feature_error <= LARGEST_FEATURE_ERROR[target] and kept in (None, 1.0)
+            ),
+            "the next token is another": self.same_token is False,
+            "logits are not finite": not self.finite,
+        }
+        return [words for words, there in found.items() if there]
+
+    def verdict(self, target: str) -> str:
+        """What differs from the export, and whether it matters, for a look that agrees."""
+        token = "the next token is the same" if self.same_token else "the export could not record the next token"
+        if self.kept_agreement in (None, 1.0) and self.feature_error <= ROUNDING[target]:
+            return f"as exported: nothing differs but rounding, and {token}"
+        kept = {None: "", 1.0: "the same patches are kept, "}.get(
+            self.kept_agreement, f"{1 - (self.kept_agreement or 0):.1%} of the kept patches are others, at the edge, "
+        )
+        return (
+            f"as expected: {kept}features differ by {self.feature_error:.2%} of the largest, and {token}. It does not "
+            "matter: another processor sums in another order, and another Pillow resizes in another order (12 beside "
+            f"13; here {PIL.__version__}). Single words of answers may differ"
+        )
 
 
 def parity_picture() -> Image.Image:

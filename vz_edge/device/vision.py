@@ -17,6 +17,7 @@ import numpy as np
 from vz_edge.arguments import shown
 from vz_edge.budget import TokenBudget
 from vz_edge.bundle import Manifest
+from vz_edge.device.heap import give_back_freed_memory
 from vz_edge.device.image import ImageSource, Tiles, load_image, make_tiles, vanilla_token_order
 from vz_edge.device.mapped import MappedWeights
 from vz_edge.device.memory_check import QUESTION_TOKENS, is_short, memory_need, release_rule, spare_memory_bytes
@@ -49,6 +50,12 @@ class VisionResult:
     original_size: tuple[int, int]
     scores: np.ndarray | None = None
     merged: np.ndarray | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory that its arrays take."""
+        arrays = (self.features, self.kept, self.scores, self.merged)
+        return sum(array.nbytes for array in arrays if array is not None)
 
     def __repr__(self) -> str:
         names = ("features", "kept", "scores", "merged")
@@ -158,6 +165,7 @@ class VisionEncoder:
         found = self._session.run(self._outputs, feeds, self._shrinking if release else None)
         if release:
             self._weights.release()
+            give_back_freed_memory()
             logger.debug("gave back what the picture took of memory")
         outputs = dict(zip(self._outputs, found, strict=True))
         return VisionResult(

@@ -34,6 +34,7 @@ from typing import Any
 import torch
 
 from vz_edge.errors import CheckpointError, MissingTensorError, TensorShapeError, UnsafeCheckpointError
+from vz_edge.host.precheck import check_tensors
 from vz_edge.host.weight import ALL_ROWS, Weight
 
 INDEX = "model.safetensors.index.json"
@@ -171,7 +172,7 @@ def read_json(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path.parent} has no {path.name}; expected a checkpoint's folder") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON ({error}); download it again") from error
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} holds a {type(data).__name__}, expected a JSON object; download it again")
@@ -182,7 +183,7 @@ def _shards(folder: Path) -> list[Path]:
     """The safetensors files of a checkpoint, in order."""
     if (folder / INDEX).exists():
         weight_map = read_json(folder / INDEX).get("weight_map")
-        if not isinstance(weight_map, dict):
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
             raise CheckpointError(f"{folder / INDEX} has no weight_map; download it again")
         shards = [folder / name for name in sorted(set(weight_map.values()))]
         missing = [shard.name for shard in shards if not shard.exists()]
@@ -196,15 +197,24 @@ def _shards(folder: Path) -> list[Path]:
         return [folder / SINGLE]
     pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
     if pickles:
+        is_original = "mm_vision_tower" in read_json(folder / "config.json")
+        how = (
+            "load it with LLaVA's own code, then model"
+            if is_original
+            else (f"AutoModelForImageTextToText.from_pretrained({str(folder)!r})")
+        )
         raise UnsafeCheckpointError(
             f"{folder} has its weights as pickles ({pickles[0]}), which can run code when loaded; convert a copy "
-            f"that you trust: AutoModelForImageTextToText.from_pretrained({str(folder)!r}).save_pretrained(NEW_FOLDER)"
+            f"that you trust: {how}.save_pretrained(NEW_FOLDER, safe_serialization=True)"
         )
     raise CheckpointError(f"{folder} has neither {INDEX} nor {SINGLE}; expected a checkpoint in safetensors")
 
 
 def _read_shards(shards: list[Path]) -> dict[str, StoredTensor]:
-    return {canonical_name(key): stored for shard in shards for key, stored in _read_header(shard).items()}
+    found = {key: stored for shard in shards for key, stored in _read_header(shard).items()}
+    if shards:
+        check_tensors(((key, stored.dtype) for key, stored in found.items()), shards[0].parent)
+    return {canonical_name(key): stored for key, stored in found.items()}
 
 
 def _read_header(file: Path) -> dict[str, StoredTensor]:

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from vz_edge.arguments import MOST, shown
 from vz_edge.budget import split_tokens
 from vz_edge.device.process import one_line
+from vz_edge.device.requirements import install_command
 from vz_edge.errors import BudgetError, CompressionError, DependencyError, UnsupportedModelError
 
 try:
@@ -27,12 +29,12 @@ try:
 except (ImportError, OSError) as error:  # OSError: a build of torch whose libraries are not on this machine
     raise DependencyError(
         f"vz_edge.compress needs torch and transformers 5 or later, which cannot be imported here ({one_line(error)}); "
-        "pip install 'vz-edge[export]'"
+        f"{install_command('export')}"
     ) from error
 
 from vz_edge.host.compressed_model import Compression, attach, compression_of, detach
 from vz_edge.host.compressed_processor import compressed, uncompressed
-from vz_edge.host.model_config import TOWER_TYPES, feature_layer, require, tower_spec
+from vz_edge.host.model_config import TOWER_TYPES, feature_layers, grid_pinpoints, require, tower_spec
 
 
 class _Classes(NamedTuple):
@@ -100,18 +102,18 @@ def _family(model: Any) -> str:
 def _compression(family: str, config: Any, tokens: Any) -> Compression:
     """Read what matters of the model's config. Raises UnsupportedModelError, BudgetError."""
     require("vision_config.model_type", config.vision_config.model_type, *TOWER_TYPES)
-    require("vision_feature_select_strategy", config.vision_feature_select_strategy, "default")
-    if isinstance(tokens, bool) or not isinstance(tokens, int):
+    if isinstance(tokens, bool) or not isinstance(tokens, int) or abs(tokens) > MOST:
+        given = shown(tokens)
         raise BudgetError(
-            f"tokens={tokens!r}: expected a whole number (int), the total of a picture; a model with all tokens is the "
+            f"tokens={given}: expected a whole number (int), the total of a picture; a model with all tokens is the "
             "one that was not compressed"
         )
     tower = tower_spec(config.vision_config)
-    layer = feature_layer(config.vision_feature_layer, tower)
-    pinpoints = tuple((int(height), int(width)) for height, width in getattr(config, "image_grid_pinpoints", ()))
+    states_read = tuple(tower.layers_before(layer) for layer in feature_layers(config.vision_feature_layer, tower))
+    pinpoints = grid_pinpoints(getattr(config, "image_grid_pinpoints", ()), tower.image_size)
     side = tower.image_size
     max_tiles = 1 + max(((height // side) * (width // side) for height, width in pinpoints), default=0)
-    return Compression(family, tower, layer, pinpoints, tokens, split_tokens(tokens, max_tiles, tower.patches))
+    return Compression(family, tower, states_read, pinpoints, tokens, split_tokens(tokens, max_tiles, tower.patches))
 
 
 def _check_processor(processor: Any, config: Any, compression: Compression) -> None:
@@ -123,10 +125,9 @@ def _check_processor(processor: Any, config: Any, compression: Compression) -> N
             "from the model's own checkpoint, with AutoProcessor.from_pretrained"
         )
     image_processor = processor.image_processor
-    crop = getattr(image_processor, "crop_size", None)
     side = compression.tower.image_size
     found_and_expected: dict[str, tuple[Any, Any]] = {
-        "tile size": (crop and (crop["height"], crop["width"]), (side, side)),
+        "tile size": (_tile_size(image_processor, bool(compression.grid_pinpoints)), (side, side)),
         "patch size": (processor.patch_size, compression.tower.patch_size),
         "image token id": (processor.image_token_id, config.image_token_id),
     }
@@ -140,3 +141,13 @@ def _check_processor(processor: Any, config: Any, compression: Compression) -> N
                 f"the processor's {what} is {found} and the model's {wanted}: it is another model's; load it from the "
                 "model's own checkpoint, with AutoProcessor.from_pretrained"
             )
+
+
+def _tile_size(image_processor: Any, has_grid: bool) -> tuple[int, int] | None:
+    """(height, width) of the tiles that a processor makes; None where they depend on the picture."""
+    cropped = has_grid or getattr(image_processor, "do_center_crop", None)
+    size = dict(getattr(image_processor, "crop_size" if cropped else "size", None) or {})
+    if not cropped and getattr(image_processor, "do_pad", None) and size.get("shortest_edge"):
+        return size["shortest_edge"], size["shortest_edge"]
+    height, width = size.get("height"), size.get("width")
+    return None if height is None or width is None else (height, width)

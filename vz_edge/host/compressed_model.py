@@ -18,6 +18,7 @@ is 1/12 of one layer's linear work. No layer has to hand out attention.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -39,20 +40,15 @@ from vz_edge.recipe import TowerSpec
 class Compression:
     """How a model's pictures are reduced: what its config says of them, the total asked for, the budget of a tile.
 
-    ``family`` is a key of FAMILIES; ``feature_layer`` and ``grid_pinpoints`` are as in ModelSpec.
+    ``family`` is a key of FAMILIES; ``states_read`` and ``grid_pinpoints`` are as in ModelSpec.
     """
 
     family: str
     tower: TowerSpec
-    feature_layer: int
+    states_read: tuple[int, ...]
     grid_pinpoints: tuple[tuple[int, int], ...]
     total: int
     budget: TokenBudget
-
-    @property
-    def tower_layers(self) -> int:
-        """Layers of the tower that run: those up to the feature layer."""
-        return self.tower.layers_before(self.feature_layer)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """(columns, rows) of the grid of a picture; only in a family with a grid."""
@@ -112,7 +108,7 @@ class LlavaFeatures(_MethodOf):
     def __call__(
         self,
         pixel_values: Tensor,
-        vision_feature_layer: int | None = None,
+        vision_feature_layer: int | list[int] | None = None,
         vision_feature_select_strategy: str | None = None,
         image_sizes: Tensor | None = None,
         **kwargs: Any,
@@ -131,7 +127,7 @@ class LlavaNextFeatures(_MethodOf):
         self,
         pixel_values: Tensor,
         image_sizes: Tensor | None = None,
-        vision_feature_layer: int | None = None,
+        vision_feature_layer: int | list[int] | None = None,
         vision_feature_select_strategy: str | None = None,
         **kwargs: Any,
     ) -> CompressedFeatures:
@@ -201,7 +197,7 @@ def reduced_features(
     Of ``model`` its vision_tower, multi_modal_projector and image_newline are used, whatever else it has.
     """
     family, budget = FAMILIES[compression.family], compression.budget
-    hidden, query, key = tower_states(model.vision_tower, pixel_values, compression.tower_layers)
+    hidden, query, key = tower_states(model.vision_tower, pixel_values, compression.states_read)
     heads = compression.tower.heads
     selection = select(hidden, cls_scores(query, key, heads), mean_keys(key, heads), budget)
     tokens = torch.cat([selection.dominant, selection.contextual], dim=1).split(tiles)
@@ -214,24 +210,26 @@ def reduced_features(
     return CompressedFeatures(pooler_output=list(features), kept=kept)
 
 
-def tower_states(tower: nn.Module, pixel_values: Tensor, layers: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Hidden states [t, 1 + p, d] after ``layers`` layers; of the last of these, CLS query [t, d] and keys as hidden.
+def tower_states(tower: nn.Module, pixel_values: Tensor, states_read: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Hidden states ``states_read`` (as in ModelSpec) side by side [t, 1 + p, n * d], CLS query [t, d] and keys.
 
-    The query and keys carry no gradient: they only decide which tokens are kept and merged. On the CPU a few tiles are
-    encoded at a time.
+    Query and keys [t, 1 + p, d] are those of the last layer that runs. They carry no gradient: they only decide which
+    tokens are kept and merged. On the CPU a few tiles are encoded at a time.
     """
     if pixel_values.device.type == "cpu" and len(pixel_values) > TILES_AT_ONCE:
-        parts = [tower_states(tower, some, layers) for some in pixel_values.split(TILES_AT_ONCE)]
+        parts = [tower_states(tower, some, states_read) for some in pixel_values.split(TILES_AT_ONCE)]
         hidden, query, key = map(torch.cat, zip(*parts, strict=True))
         return hidden, query, key
     clip: Any = getattr(tower, "vision_model", tower)  # one level deeper in early releases of transformers 5
     hidden = before = clip.pre_layrnorm(clip.embeddings(pixel_values))
-    for layer in islice(clip.encoder.layers, layers):
+    states = [hidden]
+    for layer in islice(clip.encoder.layers, max(states_read)):
         before, hidden = hidden, layer(hidden, None)
+        states.append(hidden if len(states) in states_read else None)
     with torch.no_grad():
         normed = layer.layer_norm1(before)
         query, key = layer.self_attn.q_proj(normed[:, :1])[:, 0], layer.self_attn.k_proj(normed)
-    return hidden, query, key
+    return torch.cat([states[index] for index in states_read], dim=-1), query, key
 
 
 def _newline_if_one_tile(model: Any, features: Tensor, tiles: int) -> Tensor:
@@ -253,7 +251,7 @@ def _without_padding(pixel_values: Tensor, tiles: list[int]) -> tuple[Tensor, li
     )
 
 
-def _check_request(config: Any, feature_layer: int | None, strategy: str | None) -> None:
+def _check_request(config: Any, feature_layer: int | list[int] | None, strategy: str | None) -> None:
     if feature_layer not in (None, config.vision_feature_layer):
         raise RequestError(
             f"vision_feature_layer {feature_layer!r}: a compressed model reads the layer of its config, "

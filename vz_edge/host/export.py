@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from vz_edge.budget import TokenBudget, check_budget, parse_budgets
 from vz_edge.bundle import (
     FORMAT_VERSION,
     LANGUAGE_MODEL,
+    ImageSpec,
     Manifest,
     StopSpec,
     WeightSpec,
@@ -39,20 +41,25 @@ from vz_edge.host.calibration import calibration_bytes, calibration_embeds, inpu
 from vz_edge.host.checkpoint import Checkpoint
 from vz_edge.host.decoder_graph import DecoderQuant, build_decoder
 from vz_edge.host.embedding_graph import write_embedding, write_table
-from vz_edge.host.families import spec_from_config
+from vz_edge.host.families import unknown_fields
+from vz_edge.host.fields import check_fields
 from vz_edge.host.genai_config import genai_config
 from vz_edge.host.graph import GraphBuilder
+from vz_edge.host.opened import open_model
+from vz_edge.host.original_llava import is_original
 from vz_edge.host.parity import check_parity
 from vz_edge.host.parity_picture import Look, look
+from vz_edge.host.preprocessing import Settings, image_spec, read_settings, settings_to_write
 from vz_edge.host.quant import quant_config
-from vz_edge.host.source import Source, check_recipe, matching_recipe, resolve, resolve_tower
-from vz_edge.host.text_files import stop_spec, write_chat_template, write_preprocessing, write_tokenizer
+from vz_edge.host.source import Source, check_recipe, matching_recipe, resolve
+from vz_edge.host.text_files import check_text_files, stop_spec, write_chat_template, write_tokenizer
 from vz_edge.host.vision_graph import build_vision
 from vz_edge.planning.memory import bundle_bytes, export_peak_rss_bytes, kv_cache_bytes_per_token
 from vz_edge.recipe import ModelSpec, PromptSpec
 
 PRECISION = {"cpu": ir.DataType.FLOAT, "cuda": ir.DataType.FLOAT16}
 DISK_MARGIN = 1.02
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -91,7 +98,8 @@ class ExportPlan:
     budgets: tuple[TokenBudget, ...]  # none: all tokens
     weights: WeightSpec
     target: Literal["cpu", "cuda"]
-    image_mode: Literal["stock", "pad"]
+    image: ImageSpec
+    preprocessing: Settings
     prompt: PromptSpec | None
     out: Path
     force: bool
@@ -121,10 +129,13 @@ class SilentProgress:
 def plan_export(request: ExportRequest) -> ExportPlan:
     """Resolve a request. Raises every error that can be known before the weights are read."""
     source = resolve(request.model)
-    checkpoint = _open_checkpoint(source.folder)
-    model = spec_from_config(checkpoint.config, checkpoint.tower_config)
+    checkpoint, model = open_model(source.folder)
     check_recipe(source, model)
     recipe = source.recipe or matching_recipe(model)
+    preprocessing = read_settings(source.folder, checkpoint.config)
+    mode = recipe.image_mode if recipe else "stock"
+    image = image_spec(preprocessing, checkpoint.config, model, request.image_mode, mode)
+    _name_unknown_fields(checkpoint, preprocessing)
     weights = resolve_weights(request)
     if request.format == "bnb":
         _check_bitsandbytes(model, weights.bits)
@@ -137,7 +148,8 @@ def plan_export(request: ExportRequest) -> ExportPlan:
         budgets=resolve_budgets(request, model, source.recipe.tokens if source.recipe else None),
         weights=weights,
         target=request.target,
-        image_mode=request.image_mode or (recipe.image_mode if recipe else "stock"),
+        image=image,
+        preprocessing=preprocessing,
         prompt=recipe.prompt if recipe else None,
         out=request.out or Path("bundles") / source.name,
         force=request.force,
@@ -184,18 +196,17 @@ def resolve_budgets(request: ExportRequest, model: ModelSpec, default: int | Non
         if request.dominant is None or request.contextual is None:
             raise BudgetError("--dominant and --contextual go together; for one number use --tokens")
         return (check_budget(TokenBudget(request.dominant, request.contextual), patches),)
-    # A folder or hub id has no recipe: then a ninth of the tokens, the paper's middle setting.
-    ninth = patches // 9 * model.max_tiles
-    return parse_budgets(request.tokens or str(default or ninth), model.max_tiles, patches)
+    return parse_budgets(request.tokens or str(default or model.default_tokens), model.max_tiles, patches)
 
 
 def write_bundle(plan: ExportPlan, progress: Progress) -> Manifest:
     """Write the planned bundle to ``plan.out``; on any failure nothing is left there."""
     with staged_folder(plan.out, plan.force) as staging:
-        checkpoint, model, folder = plan.checkpoint, plan.model, plan.source.folder
-        write_tokenizer(folder, staging, model)
+        checkpoint, model, folder, image = plan.checkpoint, plan.model, plan.source.folder, plan.image
+        write_tokenizer(folder, staging, model, is_original(checkpoint.config))
         write_chat_template(folder, staging, plan.prompt)
-        image = write_preprocessing(folder, staging, plan.image_mode)
+        settings = json.dumps(settings_to_write(plan.preprocessing), indent=2)
+        (staging / "preprocessor_config.json").write_text(settings + "\n", encoding="utf-8")
         stop = stop_spec(folder, checkpoint.config, staging / "tokenizer.json", plan.prompt)
         manifest = Manifest(
             format_version=FORMAT_VERSION,
@@ -270,11 +281,18 @@ def _check_bitsandbytes(model: ModelSpec, bits: Literal[4, 8, 16]) -> None:
     check_shapes(model.decoder, bits)
 
 
-def _open_checkpoint(folder: Path) -> Checkpoint:
-    checkpoint = Checkpoint.open(folder)
-    if checkpoint.has("vision_tower.embeddings.patch_embedding.weight"):
-        return checkpoint
-    return Checkpoint.open(folder, tower=resolve_tower(checkpoint.config, folder))
+def _name_unknown_fields(checkpoint: Checkpoint, preprocessing: Settings) -> None:
+    """Say which fields nobody here knows.
+
+    Raises UnsupportedModelError and CheckpointError for what is known and refused.
+    """
+    unknown = [
+        *unknown_fields(checkpoint.config),
+        *check_fields("image_processor", preprocessing.values, preprocessing.where),
+        *check_text_files(checkpoint.folder),
+    ]
+    if unknown:
+        logger.warning("fields that the export does not know, and that have no effect: %s", "; ".join(unknown))
 
 
 def _save(name: str, graph: GraphBuilder, staging: Path, progress: Progress) -> None:

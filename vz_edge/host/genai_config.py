@@ -26,7 +26,7 @@ def genai_config(model: ModelSpec, stop_token_ids: tuple[int, ...], target: Lite
             "context_length": decoder.context_length,
             "vocab_size": decoder.vocab_size,
             "eos_token_id": list(stop_token_ids),
-            "pad_token_id": stop_token_ids[0],
+            "pad_token_id": stop_token_ids[0] if stop_token_ids else 0,
             "decoder": {
                 "session_options": session,
                 "filename": "decoder.onnx",

@@ -1,7 +1,7 @@
-"""Attention heads of any size, for an operator that takes multiples of 8 only.
+"""Attention heads of any even size, for an operator that takes multiples of 16 only.
 
-GroupQueryAttention refuses other head sizes. Heads are then stored with zeros in between: both halves of a head,
-which the rotation mixes pair by pair, grow by the same number of places. Zeros add nothing to a product, so
+GroupQueryAttention refuses other head sizes where it rotates. Heads are then stored with zeros in between: both halves
+of a head, which the rotation mixes pair by pair, grow by the same number of places. Zeros add nothing to a product, so
 queries, keys, values and the output projection give the same numbers as before.
 """
 
@@ -15,7 +15,7 @@ import torch
 from vz_edge.host.weight import ALL_ROWS, Weight
 from vz_edge.recipe import DecoderSpec
 
-MULTIPLE = 8
+MULTIPLE = 16
 
 
 @dataclass(frozen=True)

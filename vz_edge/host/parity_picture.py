@@ -28,7 +28,7 @@ class Features:
 
 @dataclass(frozen=True)
 class Look:
-    """The picture's tiles, the tower's hidden states of their patches [tiles, patches, width], and its features.
+    """The picture's tiles, the hidden states of all their tokens [tiles, tokens, feature width], and its features.
 
     The latter with each budget, the default first.
     """
@@ -41,9 +41,8 @@ class Look:
 def look(checkpoint: Checkpoint, model: ModelSpec, image: ImageSpec, budgets: Sequence[TokenBudget]) -> Look:
     """Show torch the parity picture; no budgets: all tokens. Raises MissingTensorError and TensorShapeError."""
     tiles = make_tiles(parity_picture(), model, image)
-    layers = model.tower.layers_before(model.feature_layer)
-    tower = reference.tower_states(checkpoint, model.tower, layers, torch.from_numpy(tiles.pixel_values))
-    patches = tower[0][:, 1:]
+    tower = reference.tower_states(checkpoint, model.tower, model.states_read, torch.from_numpy(tiles.pixel_values))
+    patches = tower[0] if model.cls_is_token else tower[0][:, 1:]
     if not budgets:
         return Look(tiles, patches, (_all_features(checkpoint, model, tiles, patches),))
     selected = (_selected_features(checkpoint, model, tiles, tower, budget) for budget in budgets)

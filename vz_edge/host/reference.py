@@ -12,21 +12,21 @@ from typing import Any
 import torch
 from torch import nn
 
+from vz_edge.device.heap import give_back_freed_memory
 from vz_edge.host.checkpoint import Checkpoint
 from vz_edge.host.decoder_spec import TOKEN_TABLE, decoder_config
-from vz_edge.host.heap import give_back_freed_memory
 from vz_edge.host.select.visionzip import cls_scores, mean_keys
 from vz_edge.recipe import DecoderSpec, ModelSpec, TowerSpec
 
 
 @torch.inference_mode()
 def tower_states(
-    checkpoint: Checkpoint, tower: TowerSpec, layers: int, pixel_values: torch.Tensor
+    checkpoint: Checkpoint, tower: TowerSpec, states_read: Sequence[int], pixel_values: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Run the first ``layers`` layers of a CLIP tower in float32.
+    """Run the layers of a CLIP tower that hidden states ``states_read`` (as in ModelSpec) need, in float32.
 
-    ``pixel_values`` is [tiles, 3, S, S]. Returns hidden states [tiles, 1 + patches, width], and of the last
-    of these layers the CLS scores [tiles, patches] and the keys averaged over heads [tiles, 1 + patches, head_dim].
+    ``pixel_values`` is [tiles, 3, S, S]. Returns these states side by side [tiles, 1 + patches, n * width], and of the
+    last of the layers the CLS scores [tiles, patches] and the keys averaged over heads [tiles, 1 + patches, head_dim].
     """
     from transformers import CLIPVisionConfig
     from transformers.models.clip.modeling_clip import CLIPEncoderLayer, CLIPVisionEmbeddings
@@ -52,16 +52,18 @@ def tower_states(
     for name in ("q_proj", "k_proj"):
         module = getattr(layer.self_attn, name)
         module.register_forward_hook(lambda _module, _args, output, name=name: projections.update({name: output}))
-    for index in range(layers):
+    states = [hidden]
+    for index in range(max(states_read)):
         _load(layer, checkpoint, f"vision_tower.encoder.layers.{index}.")
-        hidden = _first(layer(hidden, attention_mask=None))
+        states.append(_first(layer(states[-1], attention_mask=None)))
     queries, keys = projections["q_proj"], projections["k_proj"]
+    hidden = torch.cat([states[index] for index in states_read], dim=-1)
     return hidden, cls_scores(queries[:, 0], keys, tower.heads), mean_keys(keys, tower.heads)
 
 
 @torch.inference_mode()
 def project(checkpoint: Checkpoint, model: ModelSpec, features: torch.Tensor) -> torch.Tensor:
-    """The two-layer GELU projector in float32: [..., tower width] -> [..., hidden].
+    """The two-layer GELU projector in float32: [..., feature width] -> [..., hidden].
 
     Raises MissingTensorError and TensorShapeError.
     """
@@ -69,10 +71,12 @@ def project(checkpoint: Checkpoint, model: ModelSpec, features: torch.Tensor) ->
 
     def linear(name: str, inputs: torch.Tensor, width: int) -> torch.Tensor:
         weight = checkpoint.weight(f"multi_modal_projector.{name}.weight", (hidden, width)).load()
-        bias = checkpoint.weight(f"multi_modal_projector.{name}.bias", (hidden,)).load()
-        return nn.functional.linear(inputs, weight.float(), bias.float())
+        bias = (
+            checkpoint.weight(f"multi_modal_projector.{name}.bias", (hidden,)).load() if model.projector_bias else None
+        )
+        return nn.functional.linear(inputs, weight.float(), None if bias is None else bias.float())
 
-    return linear("linear_2", nn.functional.gelu(linear("linear_1", features, model.tower.hidden_size)), hidden)
+    return linear("linear_2", nn.functional.gelu(linear("linear_1", features, model.feature_width)), hidden)
 
 
 @torch.inference_mode()

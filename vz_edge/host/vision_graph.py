@@ -67,7 +67,7 @@ def build_vision(
     pixels = pixel_values
     if precision != ir.DataType.FLOAT:
         pixels = builder.op("Cast", pixel_values, to=precision, name="pixels")
-    tower = TOWERS[spec.tower.type](builder, checkpoint, spec.tower, spec.feature_layer, pixels, quant)
+    tower = TOWERS[spec.tower.type](builder, checkpoint, spec.tower, spec.states_read, pixels, quant)
     if budgets:
         grid_width = builder.input("grid_width", ir.DataType.INT64, [1]) if has_grid else None
         tokens, kept, scores, merged = _reduce(builder, spec, budgets, tower, grid_width)
@@ -93,14 +93,15 @@ def build_vision(
 def project(
     builder: GraphBuilder, checkpoint: Checkpoint, spec: ModelSpec, tokens: ir.Value, quant: QuantConfig | None
 ) -> ir.Value:
-    """LLaVA's projector, linear - GELU - linear, on ``tokens`` [n, tower width]: [n, decoder width]."""
-    tower_width, width = spec.tower.hidden_size, spec.decoder.hidden_size
+    """LLaVA's projector, linear - GELU - linear, on ``tokens`` [n, feature width]: [n, decoder width]."""
+    width = spec.decoder.hidden_size
 
     def linear(x: ir.Value, name: str, in_features: int) -> ir.Value:
         weight = checkpoint.weight(f"multi_modal_projector.{name}.weight", (width, in_features))
-        return builder.linear(x, weight, checkpoint.weight(f"multi_modal_projector.{name}.bias", (width,)), quant)
+        bias = checkpoint.weight(f"multi_modal_projector.{name}.bias", (width,)) if spec.projector_bias else None
+        return builder.linear(x, weight, bias, quant)
 
-    inner = builder.op("Gelu", linear(tokens, "linear_1", tower_width), name="multi_modal_projector.gelu")
+    inner = builder.op("Gelu", linear(tokens, "linear_1", spec.feature_width), name="multi_modal_projector.gelu")
     return linear(inner, "linear_2", width)
 
 
@@ -116,7 +117,7 @@ def _reduce(
     tokens = 1 + spec.tower.patches
     tiles = {0: "tiles"}
     inputs = [
-        TracedInput(tower.hidden, torch.randn(EXAMPLE_TILES, tokens, width, dtype=dtype), tiles),
+        TracedInput(tower.hidden, torch.randn(EXAMPLE_TILES, tokens, spec.feature_width, dtype=dtype), tiles),
         TracedInput(tower.query, torch.randn(EXAMPLE_TILES, width, dtype=dtype), tiles),
         TracedInput(tower.key, torch.randn(EXAMPLE_TILES, tokens, width, dtype=dtype), tiles),
     ]
@@ -134,9 +135,9 @@ def _reduce(
 def reduction(spec: ModelSpec, budget: TokenBudget) -> Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]:
     """What the graph does between tower and projector, as a torch function.
 
-    It takes hidden [tiles, 1 + p, d], CLS query [tiles, d], keys [tiles, 1 + p, d] and, in a family with a grid,
-    grid_width [1] int64; it returns tokens [tiles * budget.per_tile, d] and, for whoever wants to see why, kept
-    [tiles, dominant], scores [tiles, p] and merged [tiles, 1 + p].
+    It takes hidden [tiles, 1 + p, n * d] (n feature layers), CLS query [tiles, d], keys [tiles, 1 + p, d] and, in a
+    family with a grid, grid_width [1] int64; it returns tokens [tiles * budget.per_tile, n * d] and, for whoever wants
+    to see why, kept [tiles, dominant], scores [tiles, p] and merged [tiles, 1 + p].
     """
     heads = spec.tower.heads
 
@@ -152,10 +153,12 @@ def reduction(spec: ModelSpec, budget: TokenBudget) -> Callable[..., tuple[Tenso
 
 
 def _patches(builder: GraphBuilder, spec: ModelSpec, hidden: ir.Value) -> ir.Value:
-    """All tiles' patches without CLS, tile after tile, [tiles * patches, tower width]."""
-    starts, ends, axes = builder.ints(1), builder.ints(1 + spec.tower.patches), builder.ints(1)
-    patches = builder.op("Slice", hidden, starts, ends, axes, name="patches")
-    return builder.op("Reshape", patches, builder.ints(-1, spec.tower.hidden_size), name="flat_patches")
+    """All tiles' patches, CLS before them where it is a token, tile after tile, [tokens, feature width]."""
+    patches = hidden
+    if not spec.cls_is_token:
+        starts, ends, axes = builder.ints(1), builder.ints(1 + spec.tower.patches), builder.ints(1)
+        patches = builder.op("Slice", hidden, starts, ends, axes, name="patches")
+    return builder.op("Reshape", patches, builder.ints(-1, spec.feature_width), name="flat_patches")
 
 
 def _newline(builder: GraphBuilder, checkpoint: Checkpoint, width: int) -> ir.Value:

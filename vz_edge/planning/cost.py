@@ -64,7 +64,7 @@ def _vision_work(model: ModelSpec, question: Question, layers: int, weight_bytes
     tokens = question.tiles * (tower.patches + 1)
     layer_params = 4 * tower.hidden_size**2 + 2 * tower.hidden_size * tower.intermediate_size
     patch_params = 3 * tower.patch_size**2 * tower.hidden_size
-    projector_params = tower.hidden_size * decoder.hidden_size + decoder.hidden_size**2
+    projector_params = model.feature_width * decoder.hidden_size + decoder.hidden_size**2
     projected = question.tiles * question.tokens_per_tile
     linear = 2 * (layers * tokens * layer_params + tokens * patch_params + projected * projector_params)
     attention = 4 * layers * tokens * (tower.patches + 1) * tower.hidden_size

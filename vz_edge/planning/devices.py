@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass, fields
+from os.path import isfile
 from pathlib import Path
 from typing import Literal
 
@@ -31,7 +32,7 @@ BANDWIDTH_RANGE: dict[str, tuple[float, float]] = {
     "jetson": (20e9, 1e12),
     "geforce": (100e9, 4e12),
     "datacentre": (200e9, 2e13),
-    "cpu": (2e9, 2e12),
+    "cpu": (2e8, 2e12),  # as reached by 4-bit products, which a small core does slower than its bus
 }
 MEMORY_RANGE: dict[str, tuple[float, float]] = {
     "jetson": (2 * 2**30, 512 * 2**30),
@@ -115,20 +116,40 @@ def load_device(name_or_path: str | Path) -> DeviceProfile:
     if name in device_names():
         return parse_device(data_folder("profiles") / f"{name}.yaml")
     path = Path(name_or_path)
-    if path.is_file():
+    if isfile(path):  # which says no of what is no path at all
         return parse_device(path)
     if path.suffix in (".yaml", ".yml") or "/" in name:
         raise DeviceError(f"{name} does not exist; expected a device profile ('vz-edge devices' lists those by name)")
     near = difflib.get_close_matches(name, device_names(), n=3, cutoff=0.4)
     nearest = f"nearest: {', '.join(near)}" if near else f"there are: {', '.join(device_names())}"
-    raise DeviceError(f"no device '{name}'; {nearest}, or give the path of a profile of your own")
+    raise DeviceError(f"no device '{name}'; {nearest}, or give 'this' machine, or the path of a profile of your own")
+
+
+def profile_text(name: str) -> str:
+    """The file of a profile that ships with this version, or a user's, with a line about how to make it another's.
+
+    Raises DeviceError.
+    """
+    load_device(name)
+    path = data_folder("profiles") / f"{name}.yaml" if name in device_names() else Path(name)
+    first = "# To start a board of your own: save this as NAME.yaml, write NAME into 'name', and correct each figure.\n"
+    return first + path.read_text(encoding="utf-8")
 
 
 def parse_device(path: Path) -> DeviceProfile:
     """Parse one profile strictly and check its figures. Raises DeviceError naming file, key and allowed range."""
     try:
-        profile = strict.load(DeviceProfile, yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (strict.SchemaError, yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        text = path.read_text(encoding="utf-8")
+    except (UnicodeDecodeError, OSError) as error:
+        raise DeviceError(f"{path}: {' '.join(str(error).split())}") from error
+    return parse_text(text, path)
+
+
+def parse_text(text: str, path: Path) -> DeviceProfile:
+    """Parse the text of the profile ``path`` and check its figures. Raises DeviceError as ``parse_device``."""
+    try:
+        profile = strict.load(DeviceProfile, yaml.safe_load(text))
+    except (strict.SchemaError, yaml.YAMLError) as error:
         raise DeviceError(f"{path}: {' '.join(str(error).split())}") from error
     if profile.name != path.stem:
         raise DeviceError(f"{path}: name is '{profile.name}', expected '{path.stem}' as the file is called")

@@ -62,7 +62,7 @@ def vision_linear_shapes(model: ModelSpec, layers: int) -> list[tuple[int, int]]
     """(outputs, inputs) of every linear layer of the tower's first ``layers`` layers and of the projector."""
     width, inner, hidden = model.tower.hidden_size, model.tower.intermediate_size, model.decoder.hidden_size
     layer = [*4 * [(width, width)], (inner, width), (width, inner)]
-    return layers * layer + [(hidden, width), (hidden, hidden)]
+    return layers * layer + [(hidden, model.feature_width), (hidden, hidden)]
 
 
 def linear_bytes(shapes: list[tuple[int, int]], bits: int, block_size: int, activation_bytes: int) -> int:

@@ -76,14 +76,19 @@ def notes(rows: Sequence[Row], asked: Asked) -> list[str]:
     """What must be known to read the figures of these rows."""
     if not rows:
         return []
-    question = f"{asked.prompt_tokens} prompt tokens and an answer of {asked.answer_tokens}"
-    tiles = "a picture of the most tiles" if asked.tiles is None else f"a picture of {asked.tiles} tiles"
     return [
-        f"Predicted for {tiles}, {question}, with {load_runtime(asked.runtime).title}. 1 GB is 1e9 bytes; memory is "
+        f"{question_note(asked)} 1 GB is 1e9 bytes; memory is "
         "weights + KV cache + workspace and runtime, of the stage that needs the most.",
         *_assumed_note(rows, asked.runtime),
         *_score_notes(rows),
     ]
+
+
+def question_note(asked: Asked) -> str:
+    """What was predicted."""
+    question = f"{asked.prompt_tokens} prompt tokens and an answer of {asked.answer_tokens}"
+    tiles = "a picture of the most tiles" if asked.tiles is None else f"a picture of {asked.tiles} tiles"
+    return f"Predicted for {tiles}, {question}, with {load_runtime(asked.runtime).title}."
 
 
 def sources(device: DeviceProfile) -> Iterator[tuple[str, str, str]]:

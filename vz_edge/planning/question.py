@@ -50,7 +50,7 @@ def question_of(
         if value < least:
             raise RequestError(f"{value} {name} tokens are impossible; expected {least} or more")
     if tokens is None:
-        return Question(count, all_tokens(model, count), model.tower.patches, prompt_tokens, answer_tokens)
+        return Question(count, all_tokens(model, count), model.all_tokens_per_tile, prompt_tokens, answer_tokens)
     budget = split_tokens(tokens, model.max_tiles, model.tower.patches)
     return Question(count, budget.total(count), budget.per_tile, prompt_tokens, answer_tokens)
 
@@ -68,7 +68,7 @@ def all_tokens(model: ModelSpec, tiles: int) -> int:
     """
     side = model.tower.patches_per_side
     grids = [(columns, rows) for columns, rows in _grids(model) if 1 + columns * rows == tiles]
-    return model.tower.patches + max((rows * side * (columns * side + 1) for columns, rows in grids), default=0)
+    return model.all_tokens_per_tile + max((rows * side * (columns * side + 1) for columns, rows in grids), default=0)
 
 
 def _grids(model: ModelSpec) -> list[tuple[int, int]]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from vz_edge import strict
+from vz_edge.arguments import read_text
 from vz_edge.budget import TokenBudget
 from vz_edge.bundle import WeightSpec
 from vz_edge.errors import MeasurementError
@@ -162,10 +163,10 @@ def read_report(path: Path) -> RunReport:
     """Read what ``vz-edge profile --json`` wrote. Raises MeasurementError."""
     advice = "expected a file written by 'vz-edge profile --json'"
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(read_text(path))
     except OSError as error:
         raise MeasurementError(f"{path} cannot be read ({error.strerror}); {advice}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise MeasurementError(f"{path} is not JSON ({error}); {advice}") from error
     version = data.get("format_version") if isinstance(data, dict) else None
     if version != FORMAT_VERSION:

@@ -29,7 +29,8 @@ from vz_edge.serve.engine import Engine, Ticket
 from vz_edge.serve.guard import OPEN_PATHS, Guard
 from vz_edge.serve.openai_api import ChatCompletion, ChatRequest, Health, ModelCard, ModelList
 from vz_edge.serve.problem import CLIENT_CLOSED_REQUEST, Problem, errors_of, problem_of
-from vz_edge.serve.question import model_not_found, parse, question_of
+from vz_edge.serve.question import check_system, model_not_found, parse, question_of
+from vz_edge.serve.request_log import TICKET, RequestLog
 from vz_edge.serve.settings import Settings
 from vz_edge.serve.ui import PAGE_PATHS, ui_router
 
@@ -49,13 +50,19 @@ class _Form(NamedTuple):
 
 
 def create_app(engine: Engine, settings: Settings) -> FastAPI:
-    """The application that answers for ``engine``, which the caller starts and stops."""
+    """The application that answers for ``engine``, which the caller starts and stops.
+
+    Raises RequestError where the model's chat template has no place for the system prompt of ``settings``.
+    """
+    if settings.system:
+        check_system(engine.model.chat, settings.system)
     app = FastAPI(title="vz-edge", version=__version__, docs_url=None, redoc_url=None)
     app.include_router(_router(engine, settings))
     if settings.ui:
         app.include_router(ui_router(engine, settings))
     open_paths = OPEN_PATHS | PAGE_PATHS if settings.ui else OPEN_PATHS
     app.add_middleware(Guard, token=settings.token, metrics=engine.metrics, open_paths=open_paths)
+    app.add_middleware(RequestLog)
     for kind in (HTTPException, VzEdgeError, Exception):
         app.add_exception_handler(kind, _as_problem)
     return app
@@ -98,6 +105,7 @@ def _router(engine: Engine, settings: Settings) -> APIRouter:
     async def chat(request: Request) -> Any:
         """Answer a conversation about pictures."""
         ticket = engine.admit(settings.deadline_sec)
+        setattr(request.state, TICKET, ticket)
         try:
             answer = await _chat(request, ticket, engine, settings)
         except ClientDisconnect:

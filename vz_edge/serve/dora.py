@@ -13,7 +13,7 @@
             {"question": "Who is there?", "schema": ["nobody", "one person", "several people"]}
         inputs:
           image: {source: camera/image, queue_size: 1}
-          question: operator/question
+          question: person/question
         outputs: [answers]
 
 Written for and tested with dora-rs 1.1.
@@ -24,6 +24,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,6 +33,7 @@ import typer
 
 from vz_edge.device.image import ImageSource
 from vz_edge.device.model import EdgeModel
+from vz_edge.device.requirements import install_command
 from vz_edge.errors import DependencyError, ImageError, RequestError, VzEdgeError
 from vz_edge.serve.robot import CameraSettings, PushedCamera, as_json, error_as_json, question_of
 from vz_edge.watch import Frame, Result
@@ -78,12 +80,13 @@ def frame_of(value: pyarrow.Array, metadata: Mapping[str, Any]) -> Frame:
     The encoding is rgb8, bgr8, mono8 or that of a file, as jpeg. The stamp is when the message was sent. What is
     wrong with the picture is raised when the frame is answered.
     """
-    color = ENCODINGS.get(str(metadata.get("encoding")), "rgb")
+    encoding, sent, frame_id = (metadata.get(name) for name in ("encoding", "timestamp", "frame_id"))
+    color = ENCODINGS.get(encoding, "rgb") if isinstance(encoding, str) else "rgb"
     return Frame(
         functools.partial(_picture, value, metadata),
         color,
-        stamp_sec=metadata["timestamp"].timestamp(),
-        id=metadata.get("frame_id"),
+        stamp_sec=sent.timestamp() if isinstance(sent, datetime) else None,
+        id=frame_id if isinstance(frame_id, (str, int)) else None,
     )
 
 
@@ -154,7 +157,7 @@ def _connect() -> Node:
     try:
         from dora import Node
     except ImportError as error:
-        raise DependencyError("dora is not installed; install it with pip install 'vz-edge[dora]'") from error
+        raise DependencyError(f"dora is not installed; {install_command('dora')} (Python 3.11 or later)") from error
     return Node()
 
 

@@ -29,6 +29,7 @@ from typing import Any, Literal, TypeVar
 
 import anyio
 
+from vz_edge.device.cached_model import CachedModel
 from vz_edge.device.model import EdgeModel
 from vz_edge.device.reply import Reply
 from vz_edge.metrics import Metrics
@@ -66,7 +67,7 @@ class Ticket:
 
     def __init__(self, engine: Engine, deadline: float) -> None:
         self.deadline = deadline  # by time.monotonic
-        self.question: Question | Callable[[EdgeModel], Any] | None = None
+        self.question: Question | Callable[[CachedModel], Any] | None = None
         self.state: State = "reading"
         self.cancelled = False
         self.asked = 0.0  # by time.monotonic
@@ -81,6 +82,11 @@ class Ticket:
         return self.deadline - time.monotonic()
 
     @property
+    def finished(self) -> Reply | None:
+        """The whole answer, where it has come to its end."""
+        return self._reply
+
+    @property
     def reply(self) -> Reply:
         """The whole answer, after the last of its ``pieces``."""
         assert self._reply is not None, "the answer has not ended"
@@ -90,7 +96,7 @@ class Ticket:
         """Stand in line with ``question``."""
         self._stand_in_line(question)
 
-    async def call(self, function: Callable[[EdgeModel], T]) -> T:
+    async def call(self, function: Callable[[CachedModel], T]) -> T:
         """Stand in line, and return what ``function`` makes of the model in its thread. Raises as ``pieces``."""
         self._stand_in_line(function)
         event = await self._event()
@@ -123,7 +129,7 @@ class Ticket:
         """Give the place back, and end the answer if it has not ended; may be called again."""
         self._engine._leave(self)
 
-    def _stand_in_line(self, question: Question | Callable[[EdgeModel], Any]) -> None:
+    def _stand_in_line(self, question: Question | Callable[[CachedModel], Any]) -> None:
         self.question, self.asked = question, time.monotonic()
         self._engine._enqueue(self)
 
@@ -145,11 +151,13 @@ class Ticket:
 class Engine:
     """Answers questions one after the other. ``name`` is what clients call the model.
 
-    ``start`` it before it can answer, and ``stop`` it at the end. What it counts is in ``metrics``.
+    ``start`` it before it can answer, and ``stop`` it at the end. What it counts is in ``metrics``. Of the last
+    conversations it keeps ``cache_bytes``, which are as in ``EdgeModel.cached``.
     """
 
-    def __init__(self, model: EdgeModel, queue_length: int) -> None:
+    def __init__(self, model: EdgeModel, queue_length: int, cache_bytes: int | None = None) -> None:
         self.model = model
+        self._cached = model.cached(cache_bytes)
         self.metrics = metrics = Metrics()
         self.name = model.manifest.name
         self.closing = False
@@ -168,6 +176,14 @@ class Engine:
         self._ttft_sec = metrics.summary("vz_edge_serve_ttft_seconds", "From the end of the wait to the first token.")
         self._total_sec = metrics.summary("vz_edge_serve_answer_seconds", "From the end of the wait to the last token.")
         self._tokens = metrics.counter("vz_edge_serve_tokens_total", "Tokens of prompts, pictures and answers.")
+        self._cached_tokens = metrics.counter(
+            "vz_edge_serve_cached_tokens_total", "Tokens of prompts and pictures that did not have to be read."
+        )
+        metrics.gauge(
+            "vz_edge_serve_cache_bytes",
+            "KV caches and encoded pictures that are kept for later requests.",
+            lambda: self._cached.size_bytes,
+        )
 
     @property
     def healthy(self) -> bool:
@@ -217,6 +233,7 @@ class Engine:
         self.abort()
         self._line.put(None)
         self._thread.join(timeout_sec)
+        self._cached.clear()
         return not self._thread.is_alive()
 
     def _enqueue(self, ticket: Ticket) -> None:
@@ -259,10 +276,10 @@ class Engine:
         assert question is not None
         try:
             if not isinstance(question, Question):
-                return Result(question(self.model))
+                return Result(question(self._cached))
             pictures = [decode(data) for data in question.pictures]
             deadline_sec = max(SHORTEST_DEADLINE_SEC, ticket.remaining_sec)
-            stream = self.model.stream(pictures, question.messages, deadline_sec=deadline_sec, **question.options)
+            stream = self._cached.stream(pictures, question.messages, deadline_sec=deadline_sec, **question.options)
             with contextlib.closing(stream):
                 for piece in stream:
                     if ticket.cancelled:
@@ -282,6 +299,7 @@ class Engine:
         self._total_sec.observe(reply.total_sec)
         for kind in ("prompt", "image", "answer"):
             self._tokens.add(getattr(reply, f"{kind}_tokens"), kind=kind)
+        self._cached_tokens.add(reply.cached_tokens)
 
 
 def _shutting_down() -> Problem:

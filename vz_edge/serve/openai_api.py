@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator
 
 MOST_MESSAGES, MOST_PARTS, MOST_STOPS = 256, 64, 4
 Nothing = Annotated[list[Any], Field(max_length=0)]
@@ -22,11 +22,28 @@ class Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
+def _form_of(value: Any) -> str | None:
+    """Which of the forms in JSON a value has, so that what is wrong is told of that one."""
+    forms: tuple[tuple[type, str], ...] = ((str, "string"), (list, "list"), (dict, "object"))
+    return next((name for kind, name in forms if isinstance(value, kind)), None)
+
+
+def _either_form(expected: str) -> Discriminator:
+    return Discriminator(_form_of, custom_error_type="form", custom_error_message=f"expected {expected}")
+
+
 class TextPart(Strict):
     """A piece of text."""
 
     type: Literal["text"]
     text: str
+
+
+class RefusalPart(Strict):
+    """A piece of an earlier answer that refused to answer; it is text as any other."""
+
+    type: Literal["refusal"]
+    refusal: str
 
 
 class ImageUrl(Strict):
@@ -37,38 +54,57 @@ class ImageUrl(Strict):
 
 
 class ImagePart(Strict):
-    """A picture between the texts."""
+    """A picture between the texts. The URL alone, as a string, is no form of OpenAI's, and usual elsewhere."""
 
     type: Literal["image_url"]
-    image_url: ImageUrl
+    image_url: Annotated[
+        Annotated[str, Tag("string")] | Annotated[ImageUrl, Tag("object")], _either_form('{"url": ...}, or the URL')
+    ]
+
+    @property
+    def url(self) -> str:
+        """The picture's URL, in whichever form it came."""
+        return self.image_url if isinstance(self.image_url, str) else self.image_url.url
 
 
-class SystemMessage(Strict):
+TextParts = Annotated[list[TextPart], Field(min_length=1, max_length=MOST_PARTS)]
+UserParts = Annotated[
+    list[Annotated[TextPart | ImagePart, Field(discriminator="type")]], Field(min_length=1, max_length=MOST_PARTS)
+]
+AnswerParts = Annotated[
+    list[Annotated[TextPart | RefusalPart, Field(discriminator="type")]], Field(min_length=1, max_length=MOST_PARTS)
+]
+STRING_OR_PARTS = _either_form("a string, or a list of parts")
+
+
+class Named(Strict):
+    """A message. ``name`` tells participants of one role apart; it is ignored: chat templates have no place for it."""
+
+    name: str | None = None
+
+
+class SystemMessage(Named):
     """What the model is told first."""
 
     role: Literal["system", "developer"]
-    content: str | Annotated[list[TextPart], Field(min_length=1, max_length=MOST_PARTS)]
+    content: Annotated[Annotated[str, Tag("string")] | Annotated[TextParts, Tag("list")], STRING_OR_PARTS]
 
 
-class UserMessage(Strict):
+class UserMessage(Named):
     """A question, with its pictures."""
 
     role: Literal["user"]
-    content: (
-        str
-        | Annotated[
-            list[Annotated[TextPart | ImagePart, Field(discriminator="type")]],
-            Field(min_length=1, max_length=MOST_PARTS),
-        ]
-    )
+    content: Annotated[Annotated[str, Tag("string")] | Annotated[UserParts, Tag("list")], STRING_OR_PARTS]
 
 
-class AssistantMessage(Strict):
-    """An earlier answer, as this server or OpenAI's client wrote it down."""
+class AssistantMessage(Named):
+    """An earlier answer, as this server or OpenAI's client wrote it down; one that refused has no content."""
 
     role: Literal["assistant"]
-    content: str | Annotated[list[TextPart], Field(min_length=1, max_length=MOST_PARTS)]
-    refusal: None = None
+    content: Annotated[Annotated[str, Tag("string")] | Annotated[AnswerParts, Tag("list")], STRING_OR_PARTS] | None = (
+        None
+    )
+    refusal: str | None = None
     annotations: Nothing | None = None
     audio: None = None
     function_call: None = None

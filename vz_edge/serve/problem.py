@@ -12,11 +12,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from vz_edge.errors import AnswerError, BudgetError, ContextLengthError, DependencyError, ImageError, RequestError
 
+_QUOTE = "'"  # pydantic writes names in quotes
 CLIENT_CLOSED_REQUEST = 499  # nginx's; nobody is there to read it, but it is counted
 
 
@@ -80,21 +82,39 @@ def errors_of(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": ErrorBody} for status in statuses}
 
 
-def invalid(error: ValidationError, unsupported: frozenset[str]) -> Problem:
-    """The first thing that ``error`` names; fields in ``unsupported`` are OpenAI's, but not this server's."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    why = first["msg"]
+def invalid(error: ValidationError, body: bytes, unsupported: frozenset[str]) -> Problem:
+    """The first thing that ``error`` says of ``body``; fields in ``unsupported`` are OpenAI's, not this server's."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    kind, why, context = first["type"], first["msg"], first.get("ctx", {})
     if not first["loc"]:
         return Problem(400, "invalid_json", f"the body is not understood ({why}); send one JSON object")
-    # Behind the field's name pydantic's path has names of its own, for what a value could have been.
-    path, field = ".".join(str(step) for step in first["loc"]), str(first["loc"][0])
+    path, field = _path(first["loc"], from_json(body), kind == "missing"), str(first["loc"][0])
+    if kind == "union_tag_invalid":
+        path += f".{context['discriminator'].strip(_QUOTE)}"
+        why = f"{str(context['tag'])[:64]!r} is not supported here, expected {context['expected_tags']}"
+    elif kind == "none_required" or (kind == "too_long" and context["max_length"] == 0):
+        why = "this server has nothing of the kind; leave it out"
     if field in unsupported:
         message = f"{path} asks for what this server cannot do ({why}); leave it out"
         return Problem(400, "unsupported_parameter", message, field)
-    if first["type"] == "extra_forbidden":
+    if kind == "extra_forbidden":
         return Problem(400, "unknown_parameter", f"{path} is not known here; leave it out", field)
-    code = "missing_required_parameter" if first["type"] == "missing" else "invalid_value"
+    code = "missing_required_parameter" if kind == "missing" else "invalid_value"
     return Problem(400, code, f"{path}: {why}; see /openapi.json for what is expected", field)
+
+
+def _path(loc: tuple[int | str, ...], data: Any, missing: bool) -> str:
+    """Where in ``data`` pydantic's ``loc`` is: without the names that it has for what a value could have been."""
+    steps = []
+    for place, step in enumerate(loc, start=1):
+        if isinstance(data, dict) and step in data:
+            data = data[str(step)]
+        elif isinstance(data, list) and isinstance(step, int) and step < len(data):
+            data = data[step]
+        elif not (missing and place == len(loc)):
+            continue
+        steps.append(str(step)[:64])
+    return ".".join(steps)
 
 
 def _type_of(status: int) -> str:

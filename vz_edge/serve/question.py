@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
+from vz_edge.device.prompt import ChatPrompt, messages_of
+from vz_edge.errors import RequestError
 from vz_edge.serve import remote
 from vz_edge.serve.engine import Question
-from vz_edge.serve.openai_api import ChatRequest, ImagePart, JsonFormat, Message, SchemaFormat, Unsupported
+from vz_edge.serve.openai_api import (
+    AssistantMessage,
+    ChatRequest,
+    ImagePart,
+    JsonFormat,
+    Message,
+    RefusalPart,
+    SchemaFormat,
+    TextPart,
+    Unsupported,
+)
 from vz_edge.serve.pictures import check_pixels, from_data_url
 from vz_edge.serve.problem import Problem, invalid
 from vz_edge.serve.settings import Settings
@@ -31,7 +44,7 @@ def parse(body: bytes, model_name: str, settings: Settings) -> ChatRequest:
     try:
         request = ChatRequest.model_validate_json(body)
     except ValidationError as error:
-        raise invalid(error, frozenset(Unsupported.model_fields)) from error
+        raise invalid(error, body, frozenset(Unsupported.model_fields)) from error
     if request.model != model_name:
         raise model_not_found(request.model, model_name)
     if request.max_tokens is not None and request.max_completion_tokens is not None:
@@ -71,7 +84,15 @@ async def question_of(request: ChatRequest, context_length: int, settings: Setti
             files.append(await remote.fetch(link.url, left, link.where))
             left = replace(left, max_bytes=left.max_bytes - len(files[-1]))
     await asyncio.to_thread(check_pixels, files, settings.max_pixels, "messages")
-    return Question([_plain(message) for message in request.messages], files, _options(request, context_length))
+    return Question(_messages(request, settings), files, _options(request, context_length))
+
+
+def check_system(chat: ChatPrompt, system: str) -> None:
+    """Raise RequestError where the chat template leaves the server's system prompt out."""
+    question = {"role": "user", "content": "0"}
+    told = chat.ids(messages_of([{"role": "system", "content": system}, question], pictures=0))
+    if told == chat.ids(messages_of([question], pictures=0)):
+        raise RequestError("the model's chat template leaves a system prompt out; start the server without --system")
 
 
 def model_not_found(asked: str, served: str) -> Problem:
@@ -102,29 +123,48 @@ def _options(request: ChatRequest, context_length: int) -> dict[str, Any]:
     return options
 
 
+def _messages(request: ChatRequest, settings: Settings) -> list[dict[str, Any]]:
+    """Messages as EdgeModel takes them, with the server's system prompt where they bring none."""
+    messages = [_plain(message) for message in request.messages]
+    if settings.system and not any(message["role"] == "system" for message in messages):
+        messages.insert(0, {"role": "system", "content": [{"type": "text", "text": settings.system}]})
+    return messages
+
+
 def _plain(message: Message) -> dict[str, Any]:
     """A message as EdgeModel takes it; the newer name of the system's role is one that chat templates do not know."""
     role = "system" if message.role == "developer" else message.role
-    if isinstance(message.content, str):
-        return {"role": role, "content": message.content}
     parts = [
-        {"type": "image"} if isinstance(part, ImagePart) else {"type": "text", "text": part.text}
-        for part in message.content
+        {"type": "image"} if isinstance(part, ImagePart) else {"type": "text", "text": _text(part)}
+        for part in _parts(message)
     ]
     return {"role": role, "content": parts}
 
 
-def _texts(message: Message) -> list[str]:
+def _parts(message: Message) -> Sequence[TextPart | RefusalPart | ImagePart]:
+    """What a message says, one part or more; an answer that was refused says so behind what else it says."""
+    parts: list[TextPart | RefusalPart | ImagePart] = []
     if isinstance(message.content, str):
-        return [message.content]
-    return [part.text for part in message.content if not isinstance(part, ImagePart)]
+        parts.append(TextPart(type="text", text=message.content))
+    elif message.content is not None:
+        parts += message.content
+    if isinstance(message, AssistantMessage) and message.refusal is not None:
+        parts.append(RefusalPart(type="refusal", refusal=message.refusal))
+    return parts or [TextPart(type="text", text="")]
+
+
+def _text(part: TextPart | RefusalPart) -> str:
+    return part.refusal if isinstance(part, RefusalPart) else part.text
+
+
+def _texts(message: Message) -> list[str]:
+    return [_text(part) for part in _parts(message) if not isinstance(part, ImagePart)]
 
 
 def _links(messages: list[Message]) -> list[Link]:
     return [
-        Link(part.image_url.url, f"messages.{i}.content.{k}.image_url.url")
+        Link(part.url, f"messages.{i}.content.{k}.image_url" + ("" if isinstance(part.image_url, str) else ".url"))
         for i, message in enumerate(messages)
-        if not isinstance(message.content, str)
-        for k, part in enumerate(message.content)
+        for k, part in enumerate(_parts(message))
         if isinstance(part, ImagePart)
     ]

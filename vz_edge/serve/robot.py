@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+from vz_edge.arguments import shown
+from vz_edge.arguments import text as checked_text
 from vz_edge.device.model import EdgeModel
 from vz_edge.device.options import AskOptions
 from vz_edge.device.reply import Reply
@@ -44,16 +46,16 @@ def question_of(text: str) -> Question:
 
     What is wrong with the options' values is found when the question is asked.
     """
-    text = text.strip()
+    text = checked_text("a question", text).strip()
     if not text:
         raise RequestError("a question is empty; write one, or leave it out")
     if not text.startswith("{"):
         return text
     try:
         written = load(_WrittenQuestion, json.loads(text))
-    except (SchemaError, ValueError) as error:
+    except (SchemaError, ValueError, RecursionError) as error:
         raise RequestError(
-            f'the question {text!r} is not understood ({error}); expected text, or {{"question": "...", ...}}'
+            f'the question {shown(text)} is not understood ({error}); expected text, or {{"question": "...", ...}}'
         ) from error
     options = {name: value for name, value in vars(written).items() if name != "question" and value is not None}
     return written.question, cast(AskOptions, options)

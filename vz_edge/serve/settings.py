@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vz_edge.arguments import read_text
 from vz_edge.errors import ServeError
 
 TOKEN_VARIABLE = "VZ_EDGE_TOKEN"
@@ -29,8 +30,9 @@ class Settings:
     ``token`` None means that nobody needs one, which is for loopback addresses alone. ``queue_length`` requests wait
     while one is answered. ``deadline_sec`` runs from a request's acceptance to the end of its answer, the wait in the
     queue included; ``body_sec`` is how long sending the body may take. ``max_pixels`` is for all pictures of a
-    request together. ``remote`` None refuses pictures by URL. ``ui`` puts a page for people at ``/``. Raises ServeError
-    for what can admit no request.
+    request together. ``remote`` None refuses pictures by URL. ``ui`` puts a page for people at ``/``. ``system`` is
+    what the model is told first in conversations that have no system prompt of their own. Raises ServeError for what
+    can admit no request.
     """
 
     token: str | None = field(default=None, repr=False)
@@ -43,6 +45,7 @@ class Settings:
     max_prompt_chars: int = 100_000
     remote: RemoteLimits | None = None
     ui: bool = False
+    system: str | None = None
 
     def __post_init__(self) -> None:
         if self.queue_length < 0:
@@ -60,7 +63,7 @@ def read_token(file: Path | None) -> str | None:
     """
     if file is not None:
         try:
-            token, source = file.read_text(encoding="utf-8").strip(), str(file)
+            token, source = read_text(file).strip(), str(file)
         except (OSError, UnicodeDecodeError) as error:
             raise ServeError(f"the token file {file} cannot be read ({error}); expected a text file") from error
     elif TOKEN_VARIABLE in os.environ:

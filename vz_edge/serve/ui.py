@@ -20,8 +20,9 @@ from pydantic import BaseModel, Field, ValidationError
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
+from vz_edge.bundle import Manifest
+from vz_edge.device.cached_model import CachedModel
 from vz_edge.device.image import tile_boxes
-from vz_edge.device.model import EdgeModel
 from vz_edge.errors import ImageError
 from vz_edge.serve.body import read_json_body
 from vz_edge.serve.connection import while_connected
@@ -32,17 +33,18 @@ from vz_edge.serve.problem import CLIENT_CLOSED_REQUEST, Problem, errors_of, inv
 from vz_edge.serve.settings import Settings
 
 PAGE = Path(__file__).parent / "page"
+SCRIPTS = ("app", "camera", "conversation", "drawing", "page", "server", "terms")
 PAGE_FILES = {
     "/": (PAGE / "index.html", "text/html"),
     "/ui/page.css": (PAGE.parents[1] / "pages" / "page.css", "text/css"),  # the look of all pages
     "/ui/style.css": (PAGE / "style.css", "text/css"),
-    "/ui/app.js": (PAGE / "app.js", "text/javascript"),
-    "/ui/drawing.js": (PAGE / "drawing.js", "text/javascript"),
+    "/ui/sample.webp": (PAGE / "sample.webp", "image/webp"),  # examples/scene.jpg, in fewer bytes
+    **{f"/ui/{name}.js": (PAGE / f"{name}.js", "text/javascript") for name in SCRIPTS},
 }
 PAGE_PATHS = frozenset(PAGE_FILES)
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Permissions-Policy": "camera=(self)",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
@@ -121,7 +123,7 @@ def ui_router(engine: Engine, settings: Settings) -> APIRouter:
         """Look at a picture: its tiles, and which tokens of them are kept."""
         ticket = engine.admit(settings.deadline_sec)
         try:
-            return await _look(request, ticket, settings)
+            return await _look(request, ticket, engine.model.manifest, settings)
         except ClientDisconnect:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
         finally:
@@ -130,18 +132,17 @@ def ui_router(engine: Engine, settings: Settings) -> APIRouter:
     return router
 
 
-def see(model: EdgeModel, file: bytes, tokens: int | None) -> Seen:
-    """Look at a picture's file. Raises Problem where it is broken, and BudgetError."""
-    manifest = model.manifest
+def see(model: CachedModel, manifest: Manifest, file: bytes, tokens: int | None) -> Seen:
+    """Look at a picture's file, for the questions about it too. Raises Problem where it is broken, and BudgetError."""
     budget = manifest.budget_of(tokens)
     started = time.perf_counter()
     try:
-        tiles = model.vision.tile(decode(file))
+        pixels = decode(file)
+        decode_sec = time.perf_counter() - started
+        look = model.look(pixels, tokens)
     except ImageError as error:
         raise Problem(400, "invalid_image", str(error), "picture") from error
-    tiled = time.perf_counter()
-    result = model.vision.encode(tiles, budget)
-    ended = time.perf_counter()
+    result = look.picture
     boxes = tile_boxes(result.original_size, manifest.model, manifest.image)
     attention = None if result.scores is None else (result.scores / manifest.model.tower.heads).astype(np.float64)
     width, height = result.original_size
@@ -153,8 +154,8 @@ def see(model: EdgeModel, file: bytes, tokens: int | None) -> Seen:
         image_tokens=len(result.features),
         dominant=None if budget is None else budget.dominant,
         contextual=None if budget is None else budget.contextual,
-        preprocess_sec=tiled - started,
-        vision_sec=ended - tiled,
+        preprocess_sec=decode_sec + look.preprocess_sec,
+        vision_sec=look.vision_sec,
         tiles=[
             SeenTile(
                 box=box.tolist(),
@@ -167,9 +168,10 @@ def see(model: EdgeModel, file: bytes, tokens: int | None) -> Seen:
     )
 
 
-async def _look(request: Request, ticket: Ticket, settings: Settings) -> Seen:
+async def _look(request: Request, ticket: Ticket, manifest: Manifest, settings: Settings) -> Seen:
     file, tokens = await _read(request, settings)
-    return await while_connected(request, ticket.call(functools.partial(see, file=file, tokens=tokens)))
+    looking = functools.partial(see, manifest=manifest, file=file, tokens=tokens)
+    return await while_connected(request, ticket.call(looking))
 
 
 async def _read(request: Request, settings: Settings) -> tuple[bytes, int | None]:
@@ -178,7 +180,7 @@ async def _read(request: Request, settings: Settings) -> tuple[bytes, int | None
     try:
         asked = LookRequest.model_validate_json(body)
     except ValidationError as error:
-        raise invalid(error, frozenset()) from error
+        raise invalid(error, body, frozenset()) from error
     file = await asyncio.to_thread(from_data_url, asked.picture, "picture")
     await asyncio.to_thread(check_pixels, [file], settings.max_pixels, "picture")
     return file, asked.tokens

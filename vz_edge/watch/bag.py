@@ -7,6 +7,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any, Literal
 
+from vz_edge.device.requirements import install_command
 from vz_edge.errors import DependencyError, SourceError
 from vz_edge.watch.encoding import NANOSECONDS, ros_frame
 from vz_edge.watch.frame import Frame
@@ -32,7 +33,7 @@ class BagSource:
             from rosbags.highlevel import AnyReader, AnyReaderError
             from rosbags.typesys import Stores, get_typestore
         except ImportError as error:
-            raise DependencyError("rosbags is not installed; install it with pip install 'vz-edge[rosbag]'") from error
+            raise DependencyError(f"rosbags is not installed; {install_command('rosbag')}") from error
         # A bag without message definitions, as older ROS 2 wrote them, is read with the newest ones.
         try:
             reader = AnyReader([self._path], default_typestore=get_typestore(Stores.LATEST))

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
+from vz_edge.device.requirements import install_command
 from vz_edge.errors import DependencyError, SourceError
 from vz_edge.watch.frame import Frame
 
@@ -66,7 +67,7 @@ def import_cv2() -> ModuleType:
         import cv2
     except ImportError as error:
         raise DependencyError(
-            "OpenCV is not installed; install it with pip install 'vz-edge[video]', or as a package of the system"
+            f"OpenCV is not installed; {install_command('video')}, or install it as a package of the system"
         ) from error
     return cv2
 

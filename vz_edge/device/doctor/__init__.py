@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from vz_edge.device import machine
-from vz_edge.device.cuda_libraries import packaged_folders, wanted_libraries
+from vz_edge.device.cuda_libraries import DRIVER, folders_of_all, wanted_libraries
 from vz_edge.device.doctor import cuda, jetson, packages, providers, resources
 from vz_edge.device.doctor.finding import Finding, reasons_against
 from vz_edge.device.process import Outcome, one_line, run_isolated
+from vz_edge.device.requirements import Declared, declared, extra_requirements
 from vz_edge.device.runtime import CUDA, physical_cores
 
 __all__ = ["Finding", "diagnose", "guarded", "reasons_against"]
@@ -27,7 +28,7 @@ def diagnose(root: Path = Path("/"), run: Callable[..., Outcome] = run_isolated)
 
     ``root`` is where the system's files lie; ``run`` starts a trial in a process of its own. Never raises.
     """
-    demands = packages.declared()
+    demands = declared()
     yield from guarded("packages", lambda: packages.package_findings(demands))
     yield from guarded("onnxruntime package", lambda: [packages.onnxruntime_finding(packages.onnxruntime_packages())])
     yield from guarded("onnxruntime", lambda: _onnxruntime_findings(demands, root, run))
@@ -49,9 +50,9 @@ def guarded(name: str, check: Callable[[], list[Finding]]) -> list[Finding]:
         return [Finding(name, "warning", detail, "please report it, with this line")]
 
 
-def _onnxruntime_findings(demands: packages.Declared | None, root: Path, run: Callable[..., Outcome]) -> list[Finding]:
+def _onnxruntime_findings(demands: Declared | None, root: Path, run: Callable[..., Outcome]) -> list[Finding]:
     build = run(TRIAL)
-    demanded = packages.extra_requirements(demands, "cpu")[0] if demands is not None else None
+    demanded = extra_requirements(demands, "cpu")[0] if demands is not None else None
     findings = [providers.build_finding(build, demanded)]
     if build.result is None:
         return findings
@@ -62,6 +63,7 @@ def _onnxruntime_findings(demands: packages.Declared | None, root: Path, run: Ca
         findings += providers.provider_findings(name, trial, gpu)
     version = build.result["cuda"] if CUDA in trials else None
     wanted = wanted_libraries(version or "")
+    found = cuda.find_libraries(wanted, root)
     started = CUDA in trials and bool((trials[CUDA].result or {}).get("started"))
     return [
         *findings,
@@ -70,8 +72,8 @@ def _onnxruntime_findings(demands: packages.Declared | None, root: Path, run: Ca
             gpu,
             board,
             started,
-            cuda.find_libraries(wanted, root),
-            packaged_folders(wanted),
+            found,
+            folders_of_all(name for name in wanted if name not in found and name != DRIVER),
         ),
     ]
 

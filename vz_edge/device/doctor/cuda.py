@@ -9,6 +9,7 @@ from pathlib import Path
 from vz_edge.device.cuda_libraries import wanted_libraries
 from vz_edge.device.doctor.finding import Finding, State
 from vz_edge.device.process import command_output
+from vz_edge.device.requirements import JETSON_GUIDE, install_command
 
 NAME = "CUDA libraries"
 LIBRARY_FOLDERS = ("usr/local/cuda/lib64", "usr/lib/aarch64-linux-gnu/nvidia", "usr/lib/aarch64-linux-gnu/tegra")
@@ -33,15 +34,16 @@ def cuda_finding(
 ) -> Finding:
     """``cuda``: version that onnxruntime's CUDA provider was built with, "" if unknown, None without one.
 
-    ``started``: a session started on it; ``found`` and ``packaged`` as the functions above give them.
+    ``started``: a session started on it; ``found``: as find_libraries gives them; ``packaged``: folders of Python
+    packages that hold all others.
     """
     if cuda is None and not gpu:
         return Finding(NAME, "ok", "no NVIDIA GPU, none needed", needed_for="run")
     if cuda is None:
         fix = (
-            "install an onnxruntime-gpu that is built for Jetson (docs/jetson.md)"
+            f"install an onnxruntime-gpu that is built for Jetson ({JETSON_GUIDE})"
             if jetson
-            else "pip uninstall -y onnxruntime, then pip install 'vz-edge[gpu]'"
+            else f"pip uninstall -y onnxruntime, then {install_command('gpu')}"
         )
         detail = "an NVIDIA GPU is here, but this onnxruntime is built without CUDA and runs on the CPU"
         return Finding(NAME, "warning", detail, fix, "run")
@@ -51,16 +53,17 @@ def cuda_finding(
     missing = [name for name in wanted if name not in found]
     state: State = "problem" if gpu else "warning"
     if not wanted:
-        return Finding(NAME, state, "onnxruntime does not say which CUDA it was built with", _fix(jetson), "run")
+        return Finding(NAME, state, "onnxruntime does not say which CUDA it was built with", _fix(jetson, cuda), "run")
     if not missing:
         detail, fix = "all found, yet the provider does not start", "compare the driver's CUDA version (nvidia-smi)"
         return Finding(NAME, state, f"{detail}; onnxruntime is built with CUDA {cuda}", fix, "run")
     detail = f"not found: {', '.join(missing)} (CUDA {cuda})"
-    fix = f"export LD_LIBRARY_PATH={os.pathsep.join(packaged)}" if packaged else _fix(jetson)
+    fix = f"export LD_LIBRARY_PATH={os.pathsep.join(packaged)}" if packaged else _fix(jetson, cuda)
     return Finding(NAME, state, detail, fix, "run")
 
 
-def _fix(jetson: bool) -> str:
+def _fix(jetson: bool, cuda: str | None) -> str:
     if jetson:
-        return "sudo apt install nvidia-jetpack; the onnxruntime-gpu must be built for this JetPack (docs/jetson.md)"
-    return "install the CUDA toolkit and cuDNN 9, or pip install 'onnxruntime-gpu[cuda,cudnn]'"
+        return f"sudo apt install nvidia-jetpack; the onnxruntime-gpu must be built for this JetPack ({JETSON_GUIDE})"
+    toolkit = f"CUDA {cuda.split('.')[0]}" if cuda else "the CUDA toolkit"
+    return f"pip install 'onnxruntime-gpu[cuda,cudnn]', or install {toolkit} and cuDNN 9 in the system"

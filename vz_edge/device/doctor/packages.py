@@ -5,49 +5,21 @@ from __future__ import annotations
 import importlib.util
 import platform
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vz_edge.device.doctor.finding import Finding, Need
+from vz_edge.device.requirements import (
+    JETSON_GUIDE,
+    Declared,
+    base_requirements,
+    extra_requirements,
+    install_command,
+    pip_install,
+)
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
-
-PYPROJECT = Path(__file__).parents[3] / "pyproject.toml"
-
-
-@dataclass(frozen=True)
-class Declared:
-    """What pyproject.toml demands: Python's versions, and requirements as PEP 508 strings with their extras."""
-
-    python: str
-    requirements: tuple[str, ...]
-
-
-def declared() -> Declared | None:
-    """From the installed package's metadata, else from the checkout; None where there is neither."""
-    try:
-        package = metadata.distribution("vz-edge")
-        return Declared(package.metadata["Requires-Python"] or "", tuple(package.requires or ()))
-    except metadata.PackageNotFoundError:
-        pass
-    try:
-        import tomllib  # Python 3.11
-
-        project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
-    except (ImportError, OSError, ValueError, KeyError):
-        return None
-    extras = project["optional-dependencies"].items()
-    optional = [_of_extra(requirement, extra) for extra, lines in extras for requirement in lines]
-    return Declared(project["requires-python"], (*project["dependencies"], *optional))
-
-
-def _of_extra(requirement: str, extra: str) -> str:
-    """A requirement as a wheel's metadata has it: its extra is one more condition."""
-    name, _, condition = requirement.partition(";")
-    return f"{name}; ({condition.strip()}) and extra == '{extra}'" if condition else f"{name}; extra == '{extra}'"
 
 
 def installed_version(name: str) -> str | None:
@@ -82,7 +54,7 @@ def package_findings(
                 "Python and packages",
                 "warning",
                 f"Python {python}; vz-edge is not installed as a package, so its demands are unknown",
-                "pip install vz-edge, or pip install -e . in a checkout",
+                "pip install . in a clone of vz-edge",
             )
         ]
     try:
@@ -100,18 +72,16 @@ def package_findings(
             f"make a virtual environment with Python {demands.python} and install vz-edge there",
         ),
         _group(base_requirements(demands), installed, "base packages", "both"),
-        _group(extra_requirements(demands, "export"), installed, "export packages", "export"),
+        _export_finding(extra_requirements(demands, "export"), installed),
     ]
 
 
-def base_requirements(demands: Declared) -> list[Requirement]:
-    """Requirements without an extra that apply to this machine."""
-    return [requirement for requirement in _parsed(demands) if _applies(requirement, "")]
-
-
-def extra_requirements(demands: Declared, extra: str) -> list[Requirement]:
-    """Requirements that only ``extra`` adds, of those that apply to this machine."""
-    return [r for r in _parsed(demands) if _applies(r, extra) and not _applies(r, "")]
+def _export_finding(requirements: list[Requirement], installed: Callable[[str], str | None]) -> Finding:
+    """In one line on a machine that only runs bundles, where a list of all that is missing would look like a fault."""
+    if installed("torch") or installed("transformers"):
+        return _group(requirements, installed, "export packages", "export")
+    detail = "not installed; only the machine that exports needs them"
+    return Finding("export packages", "problem", detail, pip_install(requirements), "export")
 
 
 def onnxruntime_finding(packages: dict[str, str]) -> Finding:
@@ -126,7 +96,7 @@ def onnxruntime_finding(packages: dict[str, str]) -> Finding:
             "onnxruntime package",
             "problem",
             f"{listing} are installed at once and overwrite each other's files",
-            f"pip uninstall -y {' '.join(names)}, then pip install 'vz-edge[{keep}]'",
+            f"pip uninstall -y {' '.join(names)}, then {install_command(keep)}",
         )
     if importlib.util.find_spec("onnxruntime"):
         return Finding("onnxruntime package", "ok", "a build without package metadata")
@@ -134,7 +104,7 @@ def onnxruntime_finding(packages: dict[str, str]) -> Finding:
         "onnxruntime package",
         "problem",
         "not installed",
-        "pip install 'vz-edge[cpu]', or 'vz-edge[gpu]' for CUDA; for CUDA on a Jetson see docs/jetson.md",
+        f"{install_command('cpu')}, or for CUDA {install_command('gpu')}; for CUDA on a Jetson see {JETSON_GUIDE}",
     )
 
 
@@ -159,15 +129,4 @@ def _group(
         f"{requirement.name} {version or 'missing'} (expected {requirement.specifier or 'any'})"
         for requirement, version in unmet
     )
-    install = " ".join(f"'{requirement.name}{requirement.specifier}'" for requirement, _ in unmet)
-    return Finding(name, "problem", listing, f"pip install {install}", need)
-
-
-def _parsed(demands: Declared) -> list[Requirement]:
-    from packaging.requirements import Requirement
-
-    return [Requirement(line) for line in demands.requirements]
-
-
-def _applies(requirement: Requirement, extra: str) -> bool:
-    return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
+    return Finding(name, "problem", listing, pip_install([requirement for requirement, _ in unmet]), need)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from vz_edge.device.doctor.finding import Finding, Need, State
 from vz_edge.device.process import Outcome
+from vz_edge.device.requirements import JETSON_GUIDE, install_command
 from vz_edge.device.runtime import CPU, CUDA
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ def build_finding(build: Outcome, demanded: Requirement | None) -> Finding:
     cuda = f", CUDA {build.result['cuda']}" if build.result["cuda"] else ""
     detail = f"{version}{cuda}; lists {', '.join(build.result['providers'])}"
     if demanded is not None and not demanded.specifier.contains(version, prereleases=True):
-        fix = "pip install -U 'vz-edge[cpu]', or 'vz-edge[gpu]' for CUDA; on a Jetson see docs/jetson.md"
+        cpu, gpu = install_command("cpu"), install_command("gpu")
+        fix = f"{cpu}, or for CUDA {gpu}; for CUDA on a Jetson see {JETSON_GUIDE}"
         return Finding(name, "problem", f"{detail}; expected {demanded.specifier}", fix)
     return Finding(name, "ok", detail)
 
@@ -80,4 +82,4 @@ def _fix(provider: str, gpu: bool) -> str:
         return "nothing, unless you mean to use it with --provider: vz-edge takes CUDA or the CPU"
     if gpu:
         return "install the libraries that 'CUDA libraries' lists, or run a bundle exported with --target cpu"
-    return "without an NVIDIA GPU: pip uninstall -y onnxruntime-gpu, then pip install 'vz-edge[cpu]'"
+    return f"without an NVIDIA GPU: pip uninstall -y onnxruntime-gpu, then {install_command('cpu')}"

@@ -1,6 +1,6 @@
 """Vision towers: one file each, named after :attr:`~vz_edge.recipe.TowerSpec.type`, all with the same names.
 
-``build(builder, checkpoint, spec, feature_layer, pixel_values, quant)`` appends a tower's nodes and returns
+``build(builder, checkpoint, spec, states_read, pixel_values, quant)`` appends a tower's nodes and returns
 :class:`TowerValues`: what a selector asks of a tower.
 """
 

@@ -12,6 +12,7 @@ other layer pays for it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -30,8 +31,8 @@ QUICK_GELU_ALPHA = 1.702  # x * sigmoid(1.702 x), CLIP's approximation of GELU
 class TowerValues(NamedTuple):
     """Values of the graph for ``t`` tiles of ``p`` patches, in the graph's precision.
 
-    ``hidden`` [t, 1 + p, d], CLS first; ``query`` [t, d], the CLS query, and ``key`` [t, 1 + p, d], all keys,
-    of the layer that produced ``hidden``.
+    ``hidden`` [t, 1 + p, n * d], CLS first, the ``n`` hidden states that were asked for side by side; ``query`` [t, d],
+    the CLS query, and ``key`` [t, 1 + p, d], all keys, of the layer that produced the deepest of them.
     """
 
     hidden: ir.Value
@@ -43,13 +44,12 @@ def build(
     builder: GraphBuilder,
     checkpoint: Checkpoint,
     spec: TowerSpec,
-    feature_layer: int,
+    states_read: Sequence[int],
     pixel_values: ir.Value,
     quant: QuantConfig | None,
 ) -> TowerValues:
-    """Append the tower for ``pixel_values`` [t, 3, size, size]; ``feature_layer`` as in ModelSpec."""
-    layers = spec.layers_before(feature_layer)
-    return _Clip(builder, checkpoint, spec, quant).build(pixel_values, layers)
+    """Append the tower for ``pixel_values`` [t, 3, size, size]; ``states_read`` as in ModelSpec, not all of them 0."""
+    return _Clip(builder, checkpoint, spec, quant).build(pixel_values, states_read)
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ class _Clip:
     spec: TowerSpec
     quant: QuantConfig | None
 
-    def build(self, pixel_values: ir.Value, layers: int) -> TowerValues:
+    def build(self, pixel_values: ir.Value, states_read: Sequence[int]) -> TowerValues:
+        layers = max(states_read)
         # Rows of all tiles in one matrix: ONNX Runtime then folds the biases into its matrix products.
         width, inner_width = self.spec.hidden_size, self.spec.intermediate_size
         rows = self.builder.op(
@@ -67,6 +68,7 @@ class _Clip:
         )
         stream = self.layer_norm(rows, "pre_layrnorm")
         normed = self.layer_norm(stream, "encoder.layers.0.layer_norm1")
+        states = [stream]  # what each layer reads
         for index in range(layers):
             layer, following = f"encoder.layers.{index}", f"encoder.layers.{index + 1}"
             query, key, value = (
@@ -81,8 +83,11 @@ class _Clip:
             update, bias = self.linear_without_bias(inner, f"{layer}.mlp.fc2", width, inner_width)
             if index + 1 < layers:
                 stream, normed = self.add_and_norm(stream, update, bias, f"{following}.layer_norm1")
+                states.append(stream)
         biased = self.builder.op("Add", update, bias, name="tower/biased")
-        hidden = self.tiles(self.builder.op("Add", stream, biased, name="tower/hidden"))
+        states.append(self.builder.op("Add", stream, biased, name="tower/hidden"))
+        asked = [self.tiles(states[index]) for index in states_read]
+        hidden = asked[0] if len(asked) == 1 else self.builder.op("Concat", *asked, axis=-1, name="tower/states")
         first = self.builder.constant(np.array(0, dtype=np.int64), "tower/first")
         return TowerValues(hidden, self.builder.op("Gather", query, first, axis=1, name="tower/cls_query"), key)
 

@@ -1,9 +1,14 @@
 // The page: takes a picture, shows what the model sees of it, and asks. Texts of others enter the page as text alone.
 
+import { closeCamera, openCamera, still } from "./camera.js";
+import { ask, beginAnew, isAnswering, stop } from "./conversation.js";
 import { draw, extent, heat, mostAttention, patchAt, targets, tilesOf } from "./drawing.js";
+import { $, askForToken, budget, percent, sec, state, tell } from "./page.js";
+import { hasToken, keepToken, Refusal, send } from "./server.js";
+import { explain } from "./terms.js";
 
-const TOKEN = "vz-edge token";
 const STEPS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+const SAMPLE_QUESTION = "What color is the star?";
 const LEGENDS = {
   dominant:
     "Clear: dominant patches, those that CLS attends to most. What is veiled is not thrown away but merged into the " +
@@ -16,63 +21,14 @@ const LEGENDS = {
   picture: "The picture as it is cut into tiles.",
 };
 
-const $ = (id) => document.getElementById(id);
-const state = { model: null, picture: null, url: null, seen: null, view: "dominant", layer: "grid", selected: null };
 let looking = null; // the request for the last look
-let answering = null; // the request for the answer that is being written
-
-// The server
-
-class Refusal extends Error {}
-
-async function send(path, body, signal) {
-  const token = sessionStorage.getItem(TOKEN);
-  const headers = token ? { Authorization: `Bearer ${token}` } : {};
-  const options = { headers, signal };
-  if (body) {
-    headers["Content-Type"] = "application/json";
-    Object.assign(options, { method: "POST", body: JSON.stringify(body) });
-  }
-  let response;
-  try {
-    response = await fetch(path, options);
-  } catch (error) {
-    if (error.name === "AbortError") throw error;
-    throw new Refusal("The server does not answer: it has ended, or the connection is broken.");
-  }
-  if (response.ok) return response;
-  if (response.status === 401) $("token-form").hidden = false;
-  const told = await response.json().catch(() => null);
-  throw new Refusal(told?.error?.message ?? `The server answered with status ${response.status}.`);
-}
-
-async function* events(response) {
-  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let text = "";
-  for (;;) {
-    const { value, done } = await reader.read();
-    if (done) return;
-    const whole = (text + value).split("\n\n");
-    text = whole.pop();
-    for (const event of whole) {
-      const data = event.replace(/^data: /, "");
-      if (data !== "[DONE]") yield JSON.parse(data);
-    }
-  }
-}
-
-function tell(error) {
-  if (error?.name === "AbortError") return;
-  $("problem").textContent = error ? error.message : "";
-  $("problem").hidden = !error;
-}
 
 async function start() {
   try {
-    state.model = await (await send("/ui/model")).json();
+    state.model = await (await send("/ui/model", null, undefined, askForToken)).json();
   } catch (error) {
     // Without a token that was given, the form says what is needed.
-    return tell($("token-form").hidden || sessionStorage.getItem(TOKEN) ? error : null);
+    return tell($("token-form").hidden || hasToken() ? error : null);
   }
   tell(null);
   $("token-form").hidden = true;
@@ -83,13 +39,6 @@ async function start() {
   $("tokens").value = budgets.indexOf(state.model.budgets[0]);
   showBudget();
   if (state.url) look();
-}
-
-// The budget
-
-function budget() {
-  const budgets = state.model?.budgets ?? [];
-  return budgets.length < 2 ? undefined : budgets.toSorted((one, other) => one - other)[$("tokens").value];
 }
 
 function showBudget() {
@@ -108,6 +57,7 @@ async function take(blob) {
   } catch {
     return tell(new Refusal("This file is no picture that the browser can read; JPEG, PNG, WebP and GIF are."));
   }
+  beginAnew();
   state.url = await dataUrl(blob);
   state.picture = picture;
   state.seen = null;
@@ -129,19 +79,27 @@ async function look() {
   $("stage").classList.add("busy");
   $("send").disabled = true;
   try {
-    const response = await send("/ui/look", { picture: state.url, tokens: budget() }, request.signal);
+    const asked = { picture: state.url, tokens: budget() };
+    const response = await send("/ui/look", asked, request.signal, askForToken);
     state.seen = await response.json();
     state.selected = null;
     tell(null);
     show();
   } catch (error) {
+    if (looking === request && !state.seen) showNothing();
     tell(error);
   } finally {
     if (looking === request) {
       $("stage").classList.remove("busy");
-      $("send").disabled = !state.seen || answering !== null;
+      $("send").disabled = !state.seen || isAnswering();
     }
   }
+}
+
+function showNothing() {
+  $("empty").hidden = false;
+  $("stage").classList.remove("filled");
+  $("canvas").hidden = $("seen").hidden = true;
 }
 
 function show() {
@@ -181,8 +139,17 @@ function summary(seen) {
   return `${tokens}, ${kept}.${untold} ${seconds}`;
 }
 
+// As wide as there is room, and not so high that the question leaves the screen.
+function fit() {
+  const [left, top, right, bottom] = extent(state.seen, tilesOf(state.seen, state.layer));
+  const narrow = matchMedia("(max-width: 50rem)").matches;
+  const most = (narrow ? 0.42 : 0.6) * innerHeight;
+  $("canvas").style.width = `min(100%, ${Math.round((most * (right - left)) / (bottom - top))}px)`;
+}
+
 function redraw() {
   if (!state.seen) return;
+  fit();
   draw($("canvas"), state.picture, state.seen, state);
   $("legend").textContent = LEGENDS[state.view];
   $("scale").hidden = state.view !== "attention";
@@ -242,37 +209,6 @@ function select(selected) {
 
 // The camera
 
-const REFUSALS = {
-  NotAllowedError: "The camera was not allowed. Allow it for this page in the browser, or choose a picture.",
-  NotFoundError: "This machine has no camera. Choose a picture instead.",
-  NotReadableError: "The camera is in use by another program. Close that, or choose a picture.",
-};
-
-async function openCamera() {
-  tell(null);
-  if (!navigator.mediaDevices) {
-    return tell(
-      new Refusal("The browser gives the camera to pages on localhost or over HTTPS alone. Choose a picture instead."),
-    );
-  }
-  try {
-    const video = { facingMode: "environment", width: { ideal: 1280 }, height: { ideal: 960 } };
-    $("video").srcObject = await navigator.mediaDevices.getUserMedia({ video });
-    await $("video").play();
-  } catch (error) {
-    return tell(new Refusal(REFUSALS[error.name] ?? `The camera cannot be used: ${error.message}`));
-  }
-  showCamera(true);
-  $("shoot").focus();
-}
-
-function closeCamera() {
-  $("video").srcObject?.getTracks().forEach((track) => track.stop());
-  $("video").srcObject = null;
-  showCamera(false);
-  $("camera").focus();
-}
-
 function showCamera(open) {
   $("video").hidden = $("shooting").hidden = !open;
   $("sources").hidden = open;
@@ -282,96 +218,54 @@ function showCamera(open) {
 }
 
 async function shoot() {
-  const still = new OffscreenCanvas($("video").videoWidth, $("video").videoHeight);
-  still.getContext("2d").drawImage($("video"), 0, 0);
-  closeCamera();
-  await take(await still.convertToBlob({ type: "image/jpeg", quality: 0.95 }));
+  const blob = still();
+  closeCamera(showCamera);
+  await take(await blob);
 }
 
-// Questions
-
-async function ask(question) {
-  answering = new AbortController();
-  $("send").hidden = true;
-  $("stop").hidden = false;
-  $("answers").prepend($("answer").content.cloneNode(true));
-  const item = $("answers").firstElementChild;
-  const [asked, text] = [item.querySelector(".question"), item.querySelector(".text")];
-  asked.textContent = question;
-  text.classList.add("waiting");
-  const content = [
-    { type: "image_url", image_url: { url: state.url } },
-    { type: "text", text: question },
-  ];
-  const body = { model: state.model.name, messages: [{ role: "user", content }], stream: true, tokens: budget() };
+async function takeSample() {
   try {
-    const options = { stream_options: { include_usage: true } };
-    const response = await send("/v1/chat/completions", { ...body, ...options }, answering.signal);
-    for await (const event of events(response)) {
-      if (event.error) throw new Refusal(event.error.message);
-      text.textContent += event.choices[0]?.delta.content ?? "";
-      if (event.timings) showTimings(item, event.timings, event.usage);
-    }
+    await take(await (await send("/ui/sample.webp")).blob());
   } catch (error) {
-    item.querySelector(".usage").textContent = error.name === "AbortError" ? "Stopped." : "Not answered.";
-    tell(error);
-  } finally {
-    text.classList.remove("waiting");
-    answering = null;
-    $("send").hidden = false;
-    $("send").disabled = !state.seen;
-    $("stop").hidden = true;
+    return tell(error);
   }
+  if (!$("question").value) $("question").value = SAMPLE_QUESTION;
+  $("question").select();
 }
-
-// The stages one after the other, on one scale from the question to the last token.
-function showTimings(item, timings, usage) {
-  const stages = [timings.preprocess_sec, timings.vision_sec, timings.prefill_sec, timings.decode_sec];
-  const total = stages.reduce((sum, seconds) => sum + seconds, 0);
-  const bars = item.querySelectorAll(".timings i");
-  const values = item.querySelectorAll(".timings output");
-  let begun = 0;
-  stages.forEach((seconds, index) => {
-    bars[index].style.marginLeft = `${(100 * begun) / total}%`;
-    bars[index].style.width = `${(100 * seconds) / total}%`;
-    values[index].textContent = sec(seconds);
-    begun += seconds;
-  });
-  item.querySelector(".timings").hidden = false;
-  const image = usage.prompt_tokens_details.image_tokens;
-  const written = usage.completion_tokens;
-  const speed = written > 1 ? `, ${rate(written - 1, timings.decode_sec)} a second after the first` : "";
-  item.querySelector(".usage").textContent =
-    `First token after ${sec(total - timings.decode_sec)}. ${image} picture and ${usage.prompt_tokens - image} ` +
-    `text tokens read, ${written} written${speed}.`;
-}
-
-const sec = (seconds) => (seconds < 1 ? `${(1000 * seconds).toFixed(0)} ms` : `${seconds.toFixed(2)} s`);
-const rate = (tokens, seconds) => (tokens / seconds).toFixed(tokens / seconds < 100 ? 1 : 0);
-const percent = (share) => `${(100 * share).toPrecision(2)} %`;
 
 // What happens
 
 $("token-form").addEventListener("submit", (event) => {
   event.preventDefault();
-  sessionStorage.setItem(TOKEN, $("token").value.trim());
-  start();
+  keepToken($("token").value.trim());
+  explain(document);
+start();
 });
 $("choose").addEventListener("click", () => $("file").click());
 $("file").addEventListener("change", () => {
   if ($("file").files.length) take($("file").files[0]);
   $("file").value = ""; // so that the same file can be chosen again
 });
-$("camera").addEventListener("click", openCamera);
-$("close-camera").addEventListener("click", closeCamera);
+$("sample").addEventListener("click", takeSample);
+$("camera").addEventListener("click", () => openCamera(showCamera));
+$("close-camera").addEventListener("click", () => closeCamera(showCamera));
 $("shoot").addEventListener("click", shoot);
 $("ask").addEventListener("submit", (event) => {
   event.preventDefault();
-  if (!answering && !$("send").disabled) ask($("question").value);
+  if (isAnswering() || $("send").disabled) return;
+  ask($("question").value);
+  $("question").select();
 });
-$("stop").addEventListener("click", () => answering?.abort());
+$("stop").addEventListener("click", stop);
+$("anew").addEventListener("click", () => {
+  beginAnew();
+  $("question").focus();
+});
 $("tokens").addEventListener("input", showBudget);
-$("tokens").addEventListener("change", () => state.url && look());
+$("tokens").addEventListener("change", () => {
+  beginAnew(); // the model reads another picture
+  if (state.url) look();
+});
 for (const name of ["view", "layer"]) {
   for (const input of document.getElementsByName(name)) {
     input.addEventListener("change", () => {
@@ -395,4 +289,5 @@ addEventListener("drop", (event) => {
 });
 addEventListener("resize", redraw);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+explain(document);
 start();

@@ -1,7 +1,8 @@
 """Memory that was freed, given back to the system.
 
 The C library keeps what is freed in pieces below 32 MB, for the next ones to take. A layer's weights and activations
-come and go in other sizes than the next layer's, and the heap of a 1B's export grew to twice what was in use.
+come and go in other sizes than the next layer's, and the heap of a 1B's export grew to twice what was in use. Where a
+picture's activations were, a little is kept, and the next picture's no longer fit.
 """
 
 from __future__ import annotations
