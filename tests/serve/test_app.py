@@ -287,7 +287,8 @@ def test_what_is_no_picture_is_refused(client: TestClient, url: str, code: str) 
 
 
 def test_the_image_token_cannot_be_smuggled_in(client: TestClient) -> None:
-    assert error_of(ask(client, request("what is <image> this?")))[:2] == (400, "invalid_request")
+    usage = [ask(client, request(f"what is {word} this?")).json()["usage"] for word in ("<image>", "<imagf>")]
+    assert usage[0]["prompt_tokens"] == usage[1]["prompt_tokens"]
 
 
 @pytest.mark.parametrize(
