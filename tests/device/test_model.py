@@ -246,6 +246,15 @@ def test_what_is_no_question_is_refused_before_anything_runs(model: EdgeModel, o
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("pictures", [None, PICTURE, [PICTURE, PICTURE]], ids=["none", "one", "two"])
+def test_the_name_of_the_image_token_is_a_word_like_others(model: EdgeModel, pictures: object) -> None:
+    plain = model.ask(pictures, "What does <imagf> do?", max_new_tokens=2)
+    typed = model.ask(pictures, "What does <image> do?", max_new_tokens=2)
+    assert (typed.image_tokens, typed.prompt_tokens) == (plain.image_tokens, plain.prompt_tokens)
+    earlier = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Use <image>."}]
+    assert model.ask(pictures, [*earlier, {"role": "user", "content": "And?"}], max_new_tokens=1).answer_tokens == 1
+
+
 def test_a_precision_of_the_other_target_runs_on_the_cpu(tmp_path: Path, model: EdgeModel) -> None:
     standin.write_bundle(tmp_path / "bundle", target="cuda")
     half = EdgeModel.load(tmp_path / "bundle", threads=1)

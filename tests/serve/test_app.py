@@ -287,7 +287,16 @@ def test_what_is_no_picture_is_refused(client: TestClient, url: str, code: str) 
 
 
 def test_the_image_token_cannot_be_smuggled_in(client: TestClient) -> None:
-    assert error_of(ask(client, request("what is <image> this?")))[:2] == (400, "invalid_request")
+    """Written by a user it is seven characters, beside a picture too."""
+    plain = ask(client, request("what is this?")).json()["usage"]
+    written = ask(client, request("what is <image> this?")).json()["usage"]
+    assert written["prompt_tokens"] == plain["prompt_tokens"] + len("<image> ")
+    assert written["prompt_tokens_details"]["image_tokens"] == 0
+    url = data_url(file_of(picture(7)))
+    shown = ask(client, request("what is <image> this?", url)).json()["usage"]["prompt_tokens_details"]
+    assert (
+        shown["image_tokens"] == ask(client, request("?", url)).json()["usage"]["prompt_tokens_details"]["image_tokens"]
+    )
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,8 @@ from __future__ import annotations
 
 from os.path import exists
 from pathlib import Path
-from typing import Any
 
-from vz_edge.host.checkpoint import read_json
-from vz_edge.host.families import spec_from_config
-from vz_edge.host.original_llava import USUAL_TOWER
+from vz_edge.host.opened import read_model
 from vz_edge.host.source import Source, download, matching_recipe, resolve
 from vz_edge.recipe import ModelSpec, PromptSpec, Recipe, load_recipe, recipe_names
 
@@ -28,8 +25,7 @@ def recipe_of(model: str) -> Recipe:
     if model in recipe_names():
         return load_recipe(model)
     source = _resolve_config(model)
-    config = read_json(source.folder / "config.json")
-    spec = spec_from_config(config, _tower_config(config, source.folder))
+    spec = read_model(source.folder)
     like = matching_recipe(spec)
     return Recipe(
         name=source.name,
@@ -47,18 +43,6 @@ def _resolve_config(model: str) -> Source:
     path = Path(model).expanduser()
     is_hub_id = model.count("/") == 1 and not exists(path) and not path.is_absolute() and not model.startswith(".")
     return Source(model.split("/")[1], model, download(model, CONFIG), None) if is_hub_id else resolve(model)
-
-
-def _tower_config(config: dict[str, Any], folder: Path) -> dict[str, Any] | None:
-    """The config of the tower that an original LLaVA config names; None where the usual one's defaults do."""
-    name = config.get("mm_vision_tower")
-    if not isinstance(name, str):
-        return None
-    beside = folder.absolute().parent / name.rstrip("/").rsplit("/", maxsplit=1)[-1]
-    for tower in (folder / name, Path(name), beside):
-        if (tower / "config.json").is_file():
-            return read_json(tower / "config.json")
-    return None if name.rstrip("/").endswith(USUAL_TOWER) else read_json(download(name, CONFIG) / "config.json")
 
 
 def _vanilla_7b(spec: ModelSpec) -> str | None:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 
-from vz_edge.host.checkpoint import INDEX, SINGLE, Checkpoint
+from vz_edge.host.checkpoint import Checkpoint
 from vz_edge.host.config_file import read_config
 from vz_edge.host.decoder_spec import TOKEN_TABLE
 from vz_edge.host.families import spec_from_config
@@ -52,9 +52,10 @@ def open_model(folder: Path) -> Opened:
 
 
 def read_model(folder: Path) -> ModelSpec:
-    """The model in a checkpoint's folder, whose weights need not be there; for a plan. Raises as ``open_model``."""
-    if (folder / INDEX).is_file() or (folder / SINGLE).is_file():
-        return open_model(folder).model
+    """The model that a checkpoint's config describes, for a plan: its weights need not be there, and are not looked at.
+
+    Raises as ``open_model``.
+    """
     config = read_config(folder)
     return spec_from_config(config, tower_config(config, folder) if is_original(config) else None)
 
