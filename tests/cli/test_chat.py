@@ -225,6 +225,7 @@ def test_quiet_and_verbose_before_and_behind_the_command(folder: Path) -> None:
         assert "opened the vision graph" in vz_edge(*detailed).stderr
     assert "does not exist" in vz_edge("-q", "run", folder / "bundle", "Why?", "--image", "absent.png").stderr
     assert vz_edge(*run).stderr.startswith("[0 image + ")  # and nothing of it stays
+    assert verbosity.LOGGER.level == logging.NOTSET
 
 
 def test_the_library_says_nothing_by_itself(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:

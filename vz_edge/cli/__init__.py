@@ -17,7 +17,7 @@ import typer
 import typer.core
 import typer.main
 
-from vz_edge.cli.verbosity import set_verbosity
+from vz_edge.cli.verbosity import reset_verbosity, set_verbosity
 from vz_edge.errors import VzEdgeError
 
 COMMANDS = ("export", "run", "watch", "serve", "inspect", "verify", "models", "devices", "plan", "profile", "doctor")
@@ -122,6 +122,7 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version and stop.", is_eager=True, callback=_print_version)
     ] = False,
@@ -130,6 +131,7 @@ def options(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help=QUIET_HELP)] = False,
 ) -> None:
     """Put a vision-language model on an edge device: export it once, then ask it about pictures."""
+    context.call_on_close(reset_verbosity)
     set_verbosity(-1 if quiet else verbose)
     if debug:
         os.environ[DEBUG_VARIABLE] = "1"

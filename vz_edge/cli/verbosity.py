@@ -57,6 +57,12 @@ def set_verbosity(level: int) -> None:
         LOGGER.addHandler(_CONSOLE)
 
 
+def reset_verbosity() -> None:
+    """The logger as the package has it, for a process that goes on after a command."""
+    LOGGER.removeHandler(_CONSOLE)
+    LOGGER.setLevel(logging.NOTSET)
+
+
 def is_quiet() -> bool:
     """Whether errors alone are wanted."""
     return _CONSOLE.lines_from >= logging.ERROR
