@@ -37,7 +37,7 @@ from benchmarks import bundles
 from benchmarks.make_checkpoint import model_of_shape
 from benchmarks.report import GB, REPORTS, Bar, Cell, Report, Samples
 from vz_edge.budget import TokenBudget
-from vz_edge.bundle import FORMAT_VERSION, ImageSpec, Manifest, StopSpec, default_weights, staged_folder
+from vz_edge.bundle import FORMAT_VERSION, ImageSpec, Manifest, StopSpec, default_weights
 from vz_edge.device.image import Tiles
 from vz_edge.device.runtime import CPU
 from vz_edge.device.vision import VisionEncoder
@@ -45,6 +45,7 @@ from vz_edge.profiling.environment import busy_percent
 from vz_edge.profiling.process_memory import memory_bytes
 from vz_edge.profiling.processes import interleave, serve, workers
 from vz_edge.recipe import ModelSpec
+from vz_edge.staging import staged_folder
 
 OURS, RELEASED = "vision.onnx, 64 tokens a tile", "the same, memory given back"
 OURS_8_BIT, ALL = "the first, --vision-bits 8", "vision.onnx, --tokens all"
