@@ -135,5 +135,5 @@ def test_a_tensor_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     save_file({"lm_head.weight": torch.zeros(2, 2)}, folder / "more.safetensors")
     index["weight_map"]["more"] = "more.safetensors"
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(CheckpointError, match=r"lm_head\.weight.*expected every tensor once"):
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight.*expected each tensor once"):
         Checkpoint.open(folder)

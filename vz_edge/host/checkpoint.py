@@ -212,8 +212,8 @@ def _read_shards(shards: list[Path]) -> dict[str, StoredTensor]:
             name = canonical_name(key)
             if name in tensors:
                 raise CheckpointError(
-                    f"{shard} holds {key[:200]} ({name[:200]}), and so does {tensors[name].file}; expected every tensor "
-                    "once: save the checkpoint again"
+                    f"{shard} holds {key[:200]} ({name[:200]}), and so does {tensors[name].file}; expected each "
+                    "tensor once: save the checkpoint again"
                 )
             tensors[name] = tensor
     return tensors
