@@ -50,12 +50,11 @@ def planned_recipe(model: str) -> Recipe:
     if model in recipe_names() or ("/" not in model and not isdir(model)):
         return load_recipe(model)
     from vz_edge.device.dependencies import require_imports, require_installed
+    from vz_edge.device.requirements import install_command
 
     modules = ("torch", "transformers")  # whose classes fill what a config leaves out
-    what, remedy = (
-        f"reading the config of {model}",
-        "pip install 'vz-edge[export]', or name a recipe ('vz-edge models')",
-    )
+    what = f"reading the config of {model}"
+    remedy = f"{install_command('export')}, or name a recipe ('vz-edge models')"
     require_installed(what, modules, remedy)
     require_imports(what, modules, remedy)
     from vz_edge.host.described import recipe_of
