@@ -50,11 +50,12 @@ def planned_recipe(model: str) -> Recipe:
     if model in recipe_names() or ("/" not in model and not isdir(model)):
         return load_recipe(model)
     from vz_edge.device.dependencies import require_imports, require_installed
+    from vz_edge.device.requirements import install_command
 
     modules = ("torch", "transformers")  # whose classes fill what a config leaves out
     what, remedy = (
         f"reading the config of {model}",
-        "pip install 'vz-edge[export]', or name a recipe ('vz-edge models')",
+        f"{install_command('export')}, or name a recipe ('vz-edge models')",
     )
     require_installed(what, modules, remedy)
     require_imports(what, modules, remedy)
