@@ -107,6 +107,17 @@ def test_session(model: EdgeModel, junk: Any, other: Any, options: Any) -> None:
     assert session.ask("Why?", max_new_tokens=2).answer_tokens == 2
 
 
+@quietly
+@given(junk=JUNK, other=JUNK, options=OPTIONS)
+def test_cached(model: EdgeModel, junk: Any, other: Any, options: Any) -> None:
+    settle(lambda: model.cached(junk))
+    cached = model.cached(10**6)
+    settle(lambda: cached.look(junk, other))
+    settle(lambda: cached.ask(junk, other, max_new_tokens=2))
+    settle(lambda: cached.ask(PICTURE, "Why?", **{"max_new_tokens": 2, **options}))
+    assert cached.ask(PICTURE, "Why?", max_new_tokens=2).answer_tokens == 2
+
+
 def results_of(model: EdgeModel, *arguments: Any, **settings: Any) -> list[Any]:
     with model.watch(*arguments, **settings) as results:
         return list(itertools.islice(results, 3))

@@ -30,6 +30,8 @@ def test_a_closed_model_gives_its_parts_back(own: EdgeModel) -> None:
     session = own.session()
     session.look(PICTURE)
     branch = session.fork()
+    cached = own.cached(10**6)
+    cached.ask(PICTURE, "Why?", max_new_tokens=1)
     assert "Session: 1 picture(s), 0 turn(s)" in repr(session)
     with own as entered:
         assert entered is own and entered.ask(PICTURE, "Why?", max_new_tokens=1).answer_tokens == 1
@@ -45,6 +47,9 @@ def test_a_closed_model_gives_its_parts_back(own: EdgeModel) -> None:
         lambda: own.watch([PICTURE], "Why?"),
         lambda: own.vision.tile(PICTURE),
         lambda: own.__enter__(),
+        lambda: own.cached(10**6),
+        lambda: cached.ask(PICTURE, "Why?"),
+        lambda: cached.clear(),
     ):
         with pytest.raises(RequestError, match="the model was closed; load it again"):
             call()

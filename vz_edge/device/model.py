@@ -183,6 +183,7 @@ class EdgeModel:
         """
         from vz_edge.device.cached_model import CachedModel, default_bytes
 
+        self.check_open()
         if max_bytes is None:
             max_bytes = default_bytes(available_memory_bytes(self.provider))
         max_bytes = whole("max_bytes", max_bytes)
