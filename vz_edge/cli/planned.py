@@ -53,15 +53,8 @@ def planned_recipe(model: str) -> Recipe:
     from vz_edge.device.requirements import install_command
 
     modules = ("torch", "transformers")  # whose classes fill what a config leaves out
-<<<<<<< HEAD
     what = f"reading the config of {model}"
     remedy = f"{install_command('export')}, or name a recipe ('vz-edge models')"
-=======
-    what, remedy = (
-        f"reading the config of {model}",
-        f"{install_command('export')}, or name a recipe ('vz-edge models')",
-    )
->>>>>>> 746ef69b6048baf40bbcee767e28a0f41e82dd03
     require_installed(what, modules, remedy)
     require_imports(what, modules, remedy)
     from vz_edge.host.described import recipe_of
