@@ -93,6 +93,7 @@ def test_doctor_prints_and_keeps_the_profile(measured: list[int], tmp_path: Path
     assert done.returncode == 0 and done.stdout == kept.read_text() and f"kept in {kept}" in done.stderr
     (tmp_path / "mine.yaml").write_text(done.stdout.replace("name: this", "name: mine"))
     assert load_device(tmp_path / "mine.yaml").peak("fp32") == 1.1e11
+    assert vz_edge("doctor", "--measure", "-q").stderr == ""
     assert '"name": "this"' in vz_edge("doctor", "--measure", "--json").stdout
 
 

@@ -7,6 +7,8 @@ from os.path import isdir, isfile  # which say no of what is no path at all
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vz_edge.cli.verbosity import is_quiet
+
 if TYPE_CHECKING:
     from vz_edge.planning.devices import DeviceProfile
     from vz_edge.recipe import Recipe
@@ -29,8 +31,9 @@ def planned_device(name: str, measure: bool = False) -> DeviceProfile:
 
 
 def announce(line: str) -> None:
-    """Say on stderr what takes time."""
-    print(line, file=sys.stderr)
+    """Say on stderr what takes time, unless -q was given."""
+    if not is_quiet():
+        print(line, file=sys.stderr)
 
 
 def planned_recipe(model: str) -> Recipe:
