@@ -18,7 +18,8 @@ from typing import Literal
 
 from benchmarks.make_checkpoint import Part, make_checkpoint, model_of_shape
 from benchmarks.processes import run_measured
-from vz_edge.bundle import MANIFEST, Parity, read_manifest, staged_folder, write_manifest
+from vz_edge.bundle import MANIFEST, Parity, read_manifest, write_manifest
+from vz_edge.staging import staged_folder
 
 WORK = Path("build/benchmarks")
 DEMO = "vz-demo"

@@ -71,7 +71,9 @@ def measured_groups(
         folders = [bundle_of(shape, tokens, target, work) for shape, tokens in group]
         rounds = {DEMO: max(runs, DEMO_RUNS)}.get(group[0][0], SLOWEST_RUNS if SLOWEST in group else runs)
         try:
-            plan = plan_run(folders, RunOptions(runs=rounds, answer_tokens=ANSWER_TOKENS, threads=threads))
+            # What is predicted of memory is the least that a bundle needs.
+            options = RunOptions(runs=rounds, answer_tokens=ANSWER_TOKENS, threads=threads, release_memory=True)
+            plan = plan_run(folders, options)
             report = with_predictions(measure(plan, lambda what: print(what, flush=True)), plan, device)
         except VzEdgeError as error:
             print(error, flush=True)

@@ -2,17 +2,20 @@
 
     python -m benchmarks.vision_speed                      # one tile and five tiles
 
-Five rivals with the same random weights and pictures, each in a process of its own, in interleaved rounds:
+Six rivals with the same random weights and pictures, each in a process of its own, in interleaved rounds:
 
 * vision.onnx as it is exported for 64 tokens a tile (fp32)
-* the same with 8-bit linear layers (``--vision-bits 8``)
+* the same where memory is short: given back after each picture (``release_memory=True``)
+* the first with 8-bit linear layers (``--vision-bits 8``)
 * vision.onnx without selection (``--tokens all``): every patch through the projector
 * torch, the published way: eager attention in all 24 layers, attention matrices kept, selection, projector
 * torch with fused attention, one CLS row, 23 layers (see published_vision.py)
 
-The graphs run as a bundle's do, in the device side's VisionEncoder: float weights stay mapped and are not repacked,
-and after each picture their pages and the activations' memory are given back, which is part of the time. torch keeps
-both. All rivals have the same number of threads.
+The graphs run as a bundle's do, in the device side's VisionEncoder: with memory to spare (``release_memory=False``),
+as torch does, so that weights are repacked and the activations' memory is kept; but for the second, whose float weights
+stay mapped and which gives back their pages and the activations' memory after each picture, in the time that is
+measured. What each process has of memory after a picture is in the report, and shows that it did so. All rivals have
+the same number of threads.
 
 One tile is LLaVA-1.5; five tiles are LLaVA-NeXT's base tile and 2 x 2 grid. The report also says how far the
 features are from the published way's, and what 8 bits change in the positions that are kept (random weights:
@@ -32,23 +35,33 @@ import numpy as np
 
 from benchmarks import bundles
 from benchmarks.make_checkpoint import model_of_shape
-from benchmarks.report import REPORTS, Bar, Cell, Report, Samples
+from benchmarks.report import GB, REPORTS, Bar, Cell, Report, Samples
 from vz_edge.budget import TokenBudget
-from vz_edge.bundle import FORMAT_VERSION, ImageSpec, Manifest, StopSpec, default_weights, staged_folder
+from vz_edge.bundle import FORMAT_VERSION, ImageSpec, Manifest, StopSpec, default_weights
 from vz_edge.device.image import Tiles
 from vz_edge.device.runtime import CPU
 from vz_edge.device.vision import VisionEncoder
 from vz_edge.profiling.environment import busy_percent
+from vz_edge.profiling.process_memory import memory_bytes
 from vz_edge.profiling.processes import interleave, serve, workers
 from vz_edge.recipe import ModelSpec
+from vz_edge.staging import staged_folder
 
-OURS, OURS_8_BIT, ALL = "vision.onnx, 64 tokens a tile", "the same, --vision-bits 8", "vision.onnx, --tokens all"
+OURS, RELEASED = "vision.onnx, 64 tokens a tile", "the same, memory given back"
+OURS_8_BIT, ALL = "the first, --vision-bits 8", "vision.onnx, --tokens all"
 PUBLISHED, SDPA = "torch, published way", "torch, fused attention"
-RIVALS = {"ours": OURS, "ours-8-bit": OURS_8_BIT, "all": ALL, "published": PUBLISHED, "sdpa": SDPA}
+RIVALS = {
+    "ours": OURS,
+    "released": RELEASED,
+    "ours-8-bit": OURS_8_BIT,
+    "all": ALL,
+    "published": PUBLISHED,
+    "sdpa": SDPA,
+}
 BUDGET = TokenBudget(54, 10)
 GRID_WIDTH = 2
 ROUNDS = {1: 5, 5: 3}
-LEAST_SPEEDUP = 1.3
+LEAST_SPEEDUP = 1.45
 
 
 def model_for(shape: str, tiles: int) -> ModelSpec:
@@ -74,9 +87,10 @@ def prepare(rival: str, shape: str, tiles: int, threads: int, work: Path) -> Cal
         start = time.perf_counter()
         outputs = run()
         sec = time.perf_counter() - start
+        resident_bytes = memory_bytes()["VmRSS"]
         if "save" in request:
             np.savez(request["save"], **outputs)
-        return {"sec": sec}
+        return {"sec": sec, "resident_bytes": resident_bytes}
 
     return measure
 
@@ -84,10 +98,12 @@ def prepare(rival: str, shape: str, tiles: int, threads: int, work: Path) -> Cal
 def _onnx_runner(
     rival: str, checkpoint: Path, model: ModelSpec, pixel_values: np.ndarray, threads: int, work: Path
 ) -> Callable[[], dict[str, np.ndarray]]:
-    folder = work / f"vision-{checkpoint.name}-{model.family}-{rival}"
+    graph = "ours" if rival == "released" else rival
+    folder = work / f"vision-{checkpoint.name}-{model.family}-{graph}"
     if not folder.exists():
-        _export(rival, checkpoint, model, folder)
-    encoder = VisionEncoder.open(folder, _manifest(rival, model), [CPU], threads)
+        _export(graph, checkpoint, model, folder)
+    release = rival == "released"
+    encoder = VisionEncoder.open(folder, _manifest(graph, model), [CPU], threads, release_memory=release)
     side = GRID_WIDTH * model.tower.image_size
     tiles = Tiles(pixel_values, (GRID_WIDTH, GRID_WIDTH) if len(pixel_values) > 1 else None, (side, side))
 
@@ -154,8 +170,10 @@ def _torch_runner(
     return run
 
 
-def measure(shape: str, tiles: int, threads: int, work: Path, rounds: int) -> tuple[dict[str, Samples], dict, dict]:
-    """Seconds of each rival, largest difference from the published features, and what 8 bits change."""
+def measure(
+    shape: str, tiles: int, threads: int, work: Path, rounds: int
+) -> tuple[dict[str, Samples], dict[str, Samples], dict, dict]:
+    """Seconds and memory of each rival, largest difference from the published features, and what 8 bits change."""
     base = [sys.executable, "-m", "benchmarks.vision_speed", "--shape", shape, "--work", str(work)]
     options = ["--threads", str(threads), "--tiles", str(tiles)]
     commands = {name: [*base, *options, "--worker", rival] for rival, name in RIVALS.items()}
@@ -168,14 +186,19 @@ def measure(shape: str, tiles: int, threads: int, work: Path, rounds: int) -> tu
             saved[name] = dict(np.load(path))
             path.unlink()
     seconds = {name: Samples(tuple(answer["sec"] for answer in given), "s") for name, given in answers.items()}
-    return seconds, _differences(saved), _change(saved[OURS], saved[OURS_8_BIT], tiles)
+    resident = {
+        name: Samples(tuple(answer["resident_bytes"] / GB for answer in given), "GB") for name, given in answers.items()
+    }
+    return seconds, resident, _differences(saved), _change(saved[OURS], saved[OURS_8_BIT], tiles)
 
 
 def _differences(saved: dict[str, dict[str, np.ndarray]]) -> dict[str, float]:
     """Largest difference from the published features, as a share of their largest value."""
     reference = saved[PUBLISHED]["image_features"]
     largest = abs(reference).max()
-    return {name: float(abs(saved[name]["image_features"] - reference).max() / largest) for name in (OURS, SDPA)}
+    return {
+        name: float(abs(saved[name]["image_features"] - reference).max() / largest) for name in (OURS, RELEASED, SDPA)
+    }
 
 
 def _change(exact: dict[str, np.ndarray], coarse: dict[str, np.ndarray], tiles: int) -> dict[str, float]:
@@ -196,13 +219,14 @@ def report(shape: str, threads: int, work: Path, rounds: dict[int, int]) -> Repo
     bars = []
     notes = [
         f"Float32, {threads} threads each, random weights; medians of interleaved rounds, one process a rival.",
-        "The graphs run as in a bundle: float weights stay mapped, and memory is given back after each picture.",
+        "The graphs run as in a bundle with memory to spare; one as where it is short, its weights mapped.",
     ]
     for tiles, count in rounds.items():
-        seconds, differences, change = measure(shape, tiles, threads, work, count)
+        seconds, resident, differences, change = measure(shape, tiles, threads, work, count)
         for name, samples in seconds.items():
             speedup = Samples((seconds[PUBLISHED].median / samples.median,), "x")
-            rows.append({"tiles": str(tiles), "rival": name, "time": samples, "against published": speedup})
+            row: dict[str, Cell] = {"tiles": str(tiles), "rival": name, "time": samples, "against published": speedup}
+            rows.append({**row, "resident after": resident[name]})
         title = "1 tile" if tiles == 1 else f"{tiles} tiles"
         ours = seconds[OURS].median
         bars.append(Bar(f"{title}: time, of that without selection", ours / seconds[ALL].median, "<=", 1, "x"))

@@ -15,12 +15,12 @@ from vz_edge.bundle import (
     StopSpec,
     default_weights,
     read_manifest,
-    staged_folder,
     verify_files,
     write_manifest,
 )
-from vz_edge.errors import BundleError, BundleVersionError, CorruptBundleError, ExportError, TargetExistsError
+from vz_edge.errors import BundleError, BundleVersionError, CorruptBundleError
 from vz_edge.recipe import load_recipe
+from vz_edge.staging import staged_folder
 
 
 def ignore(*_: object) -> None:
@@ -180,57 +180,3 @@ def test_no_bundle_is_told_from_no_folder(tmp_path: Path) -> None:
         read_manifest(tmp_path)
     with pytest.raises(BundleError, match="does not exist"):
         read_manifest(tmp_path / "nowhere")
-
-
-def test_an_interrupted_write_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), staged_folder(tmp_path / "bundle", force=False) as staging:
-        (staging / "half").write_bytes(b"half")
-        raise KeyboardInterrupt
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_target_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("no folder")
-    for target in (tmp_path / "file" / "bundle", tmp_path / "file" / "bundles" / "bundle"):
-        message = r"bundle cannot be written \(.*file.*\); choose an --out"
-        with pytest.raises(ExportError, match=message), staged_folder(target, force=False):
-            pass
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
-def test_an_interrupted_replacement_keeps_the_old_bundle(bundle: Path) -> None:
-    with pytest.raises(RuntimeError), staged_folder(bundle, force=True):
-        raise RuntimeError
-    verify_files(bundle, read_manifest(bundle), ignore)
-    assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
-
-
-def test_a_replacement_that_fails_halfway_puts_the_old_bundle_back(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rename = Path.rename
-
-    def fail_for_the_new_one(path: Path, target: Path) -> Path:
-        if "partial" in path.name:
-            raise OSError("no such luck")
-        return rename(path, target)
-
-    monkeypatch.setattr(Path, "rename", fail_for_the_new_one)
-    with pytest.raises(OSError, match="no such luck"), staged_folder(bundle, force=True):
-        pass
-    verify_files(bundle, read_manifest(bundle), ignore)
-    assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
-
-
-def test_replacing_wants_force_and_a_bundle(bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(TargetExistsError, match="--force"), staged_folder(bundle, force=False):
-        pass
-    with staged_folder(bundle, force=True) as staging:
-        (staging / "new").write_bytes(b"new")
-    assert [path.name for path in bundle.iterdir()] == ["new"]
-    documents = tmp_path / "documents"
-    documents.mkdir()
-    (documents / "thesis.txt").write_text("years of work")
-    with pytest.raises(TargetExistsError, match="not a bundle"), staged_folder(documents, force=True):
-        pass
-    assert (documents / "thesis.txt").exists()

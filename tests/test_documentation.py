@@ -41,7 +41,6 @@ NOT_RUN = {
     "vz-edge export --model llava-next-13b": "downloads 26.7 GB from the hub; tests export vz-demo",
     "vz-edge serve": "runs until it is stopped; tests/serve starts servers",
     "vz-edge doctor": "its exit status is this machine's; tests/device/test_doctor.py",
-    "vz-edge profile": "takes minutes; tests/profiling",
     "openssl": "a program of the system",
     "curl": "asks a server on another machine",
     "python -m vz_edge.serve.ros2": "needs ROS 2; tests/serve/test_ros2.py drives the node",

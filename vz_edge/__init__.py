@@ -10,6 +10,7 @@ All but the errors is imported when first used: ``import vz_edge`` costs millise
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 from vz_edge.errors import (
@@ -98,6 +99,11 @@ _LAZY = {
     "compress": "vz_edge.host.compress",
     "restore": "vz_edge.host.compress",
 }
+
+
+# What the package does is logged under this name; who runs it says where that goes (docs.python.org, "Configuring
+# Logging for a Library").
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 
 def __getattr__(name: str) -> Any:

@@ -1,9 +1,9 @@
 """The bundle: one folder with all that a device needs to answer questions, and nothing else.
 
 ``vz_edge.json``, the manifest, says which model it is, how pictures are tiled, how many tokens are kept,
-and the size and SHA-256 of every other file. It is written last, into a staging folder that is renamed
-to its final name, so a folder that loads is a folder that was finished. ``docs/bundle.md`` is the
-specification.
+and the size and SHA-256 of every other file. It is written last, into a staging folder that takes the final
+name when it is whole (``vz_edge.staging``), so a folder that loads is a folder that was finished.
+``docs/bundle.md`` is the specification.
 """
 
 from __future__ import annotations
@@ -12,9 +12,7 @@ import dataclasses
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +26,6 @@ from vz_edge.errors import (
     BundleVersionError,
     CorruptBundleError,
     ExportError,
-    TargetExistsError,
 )
 from vz_edge.no_bundle import why_no_bundle
 from vz_edge.recipe import ModelSpec
@@ -316,49 +313,16 @@ def _as_data(manifest: Manifest) -> dict[str, Any]:
     return data
 
 
-@contextmanager
-def staged_folder(target: Path, force: bool) -> Iterator[Path]:
-    """Yield an empty folder beside ``target`` that takes its name when the block ends well.
-
-    On an exception the staging folder is removed and ``target`` is as it was. Raises TargetExistsError, and ExportError
-    where nothing can be written there.
-    """
-    check_target(target, force)
-    staging = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    shutil.rmtree(staging, ignore_errors=True)
+def listed_files(folder: Path) -> set[str]:
+    """Names of the files that the manifest in ``folder`` lists, whichever format it has. Raises CorruptBundleError."""
+    path = folder / MANIFEST
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging.mkdir()
-    except OSError as error:
-        raise ExportError(f"{target} cannot be written ({error}); choose an --out in a folder of yours") from error
-    try:
-        yield staging
-        if target.exists():
-            replaced = target.with_name(f".{target.name}.replaced-{os.getpid()}")
-            target.rename(replaced)
-            try:
-                staging.rename(target)
-            except BaseException:
-                replaced.rename(target)
-                raise
-            shutil.rmtree(replaced)
-        else:
-            staging.rename(target)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
-
-
-def check_target(target: Path, force: bool) -> None:
-    """Raise TargetExistsError unless ``target`` is free, or ``force`` is given and it is a bundle or empty."""
-    if not target.exists():
-        return
-    if not force:
-        raise TargetExistsError(f"{target} exists; choose another --out, or replace it with --force")
-    if not target.is_dir() or (any(target.iterdir()) and not (target / MANIFEST).is_file()):
-        raise TargetExistsError(
-            f"{target} exists and is not a bundle, so --force does not remove it; choose another --out"
-        )
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if not str(data["created_by"]).startswith("vz-edge") or type(data["format_version"]) is not int:
+            raise ValueError("written by something else")
+        return set(data["files"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CorruptBundleError(f"{path} is not a manifest ({type(error).__name__}: {error})") from error
 
 
 def sha256(path: Path, progress: Callable[[int], None]) -> str:

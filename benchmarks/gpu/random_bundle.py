@@ -29,7 +29,7 @@ import torch
 from benchmarks.make_checkpoint import llava_config, model_of_shape, write_configs
 from vz_edge import __version__
 from vz_edge.budget import parse_budgets
-from vz_edge.bundle import FORMAT_VERSION, Manifest, WeightSpec, default_weights, staged_folder, write_manifest
+from vz_edge.bundle import FORMAT_VERSION, Manifest, WeightSpec, default_weights, write_manifest
 from vz_edge.host.decoder_graph import DecoderQuant, build_decoder
 from vz_edge.host.export import PRECISION
 from vz_edge.host.graph import GraphBuilder
@@ -39,6 +39,7 @@ from vz_edge.host.vision_graph import build_vision
 from vz_edge.host.weight import ALL_ROWS, Weight
 from vz_edge.planning.memory import embedding_rows, kv_cache_bytes_per_token
 from vz_edge.recipe import ModelSpec
+from vz_edge.staging import staged_folder
 
 ALIGNMENT = 4096  # of a place in the file; ONNX Runtime maps whole pages
 DISTINCT = 1 << 24  # so many numbers are drawn of a kind and then repeated

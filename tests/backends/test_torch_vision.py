@@ -21,6 +21,8 @@ from vz_edge.backends.graph_weights import read_weights
 from vz_edge.backends.torch_vision import TorchVision
 from vz_edge.budget import TokenBudget
 from vz_edge.bundle import ImageSpec, Manifest, StopSpec, bitsandbytes_weights
+from vz_edge.device import memory_check
+from vz_edge.device.mapped import MappedWeights
 from vz_edge.device.runtime import CPU
 from vz_edge.device.vision import VisionEncoder
 from vz_edge.errors import CorruptBundleError
@@ -168,3 +170,18 @@ def test_a_manifest_of_an_impossible_tower_is_corrupt(exported: Exported) -> Non
     model = dataclasses.replace(exported.manifest.model, tower=tower)
     with pytest.raises(CorruptBundleError, match=r"the manifest describes \(.*64.* heads \(5\).*export the bundle"):
         TorchVision.open(exported.folder, dataclasses.replace(exported.manifest, model=model), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("release", "available", "expected"), [(True, 10**15, 2), (False, 0, 0), (None, 0, 2), (None, 10**15, 0)]
+)
+def test_its_weights_are_given_back_where_memory_is_short_or_it_is_asked_for(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch, release: bool | None, available: int, expected: int
+) -> None:
+    released: list[None] = []
+    monkeypatch.setattr(MappedWeights, "release", lambda self: released.append(None))
+    monkeypatch.setattr(memory_check, "available_memory_bytes", lambda provider: available)
+    vision = TorchVision.open(exported.folder, exported.manifest, "cpu", release)
+    for _ in range(2):
+        vision.encode(vision.tile(np.zeros((90, 120, 3), np.uint8)))
+    assert len(released) == expected

@@ -16,6 +16,10 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         *("--image", "--tokens", "--max-new-tokens", "--temperature", "--top-k", "--top-p", "--seed", "--schema"),
         *("--choices", "--provider", "--vision", "--threads", "--max-context", "--device-id"),
     ),
+    "watch": (
+        *("--every", "--deadline", "--unchanged-below", "--stalled-after", "--tokens", "--max-new-tokens", "--system"),
+        *("--topic", "--provider", "--threads", "--max-context", "--device-id", "--vision"),
+    ),
     "verify": ("--provider", "--device-id"),
     "inspect": ("--bits", "--format", "--tokens", "--target", "--device"),
     "profile": (
@@ -39,6 +43,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     standin.write_bundle(folder / "bundle")
     Image.new("RGB", (40, 30)).save(folder / "picture.png")
     (folder / "folder").mkdir()
+    (folder / "frames").mkdir()
+    (folder / "frames" / "0.png").symlink_to(folder / "picture.png")
     if hasattr(os, "mkfifo"):
         os.mkfifo(folder / "pipe")
     (folder / "empty").touch()
@@ -66,8 +72,20 @@ def assert_told(*arguments: object) -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_odd_names(command: str, folder: Path) -> None:
     for word in [*WORDS, *(folder / name for name in FILES)]:
-        more = ("What?",) if command == "run" else ("--model", word) if command == "export" else ()
+        more = (
+            ("What?",)
+            if command == "run"
+            else (folder / "frames", "What?")
+            if command == "watch"
+            else ("--model", word)
+            if command == "export"
+            else ()
+        )
         assert_told(command, *(() if command == "export" else (word,)), *more)
+    if command == "watch":
+        for word in [*WORDS, *(folder / name for name in FILES)]:
+            assert_told(command, folder / "bundle", word, "What?", "--max-new-tokens", 2, "--stalled-after", 1)
+            assert_told(command, folder / "bundle", folder / "frames", word, "--max-new-tokens", 2)
 
 
 @pytest.mark.parametrize(
@@ -76,6 +94,7 @@ def test_odd_names(command: str, folder: Path) -> None:
 def test_odd_values_of_options(command: str, option: str, folder: Path) -> None:
     given: dict[str, tuple[object, ...]] = {
         "run": (folder / "bundle", "What?", "--threads", 1, "--max-new-tokens", 2),
+        "watch": (folder / "bundle", folder / "frames", "What?", "--threads", 1),
         "verify": (folder / "bundle",),
         "inspect": (folder / "bundle",),
         "profile": (folder / "bundle", "--size", "0x0"),  # nothing is measured

@@ -164,6 +164,22 @@ def test_what_is_cleared_is_forgotten(model: EdgeModel, monkeypatch: pytest.Monk
     assert len(seen) == 2
 
 
+def test_an_answer_goes_on_to_its_end_where_the_model_is_closed_meanwhile(bundle: Any) -> None:
+    model = EdgeModel.load(bundle, threads=1)
+    expected = model.ask(PICTURE, "What?", max_new_tokens=COUNT)
+    cached = model.cached(PLENTY)
+    stream = cached.stream(PICTURE, "What?", max_new_tokens=COUNT)
+    first = next(stream)
+    model.close()
+    assert first + "".join(stream) == expected.text
+    assert_same(stream.reply, expected)
+    for ask in (lambda: cached.ask(PICTURE, "What?"), lambda: cached.look(PICTURE)):
+        with pytest.raises(RequestError, match="closed"):
+            ask()
+    cached.clear()
+    assert cached.size_bytes == 0
+
+
 def test_what_is_kept_by_default_depends_on_the_memory_there_is(model: EdgeModel) -> None:
     assert default_bytes(None) == BYTES_IF_UNKNOWN
     assert default_bytes(2**30) == 2**28

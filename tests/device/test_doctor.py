@@ -288,6 +288,8 @@ CGROUP_2 = {
     "sys/fs/cgroup/robot/cpu.max": "150000 100000\n",
     "sys/fs/cgroup/robot/memory.max": "4000000000\n",
     "sys/fs/cgroup/robot/camera/memory.max": "max\n",
+    "sys/fs/cgroup/robot/memory.current": "1500000000\n",
+    "sys/fs/cgroup/robot/memory.stat": "active_file 100000000\ninactive_file 400000000\nanon 1000000000\n",
 }
 CGROUP_1 = {
     "proc/self/cgroup": "4:memory:/docker/1\n2:cpu,cpuacct:/docker/1\n1:name=systemd:/\n",
@@ -296,6 +298,9 @@ CGROUP_1 = {
     "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "150000\n",
     "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
     "sys/fs/cgroup/memory/docker/1/memory.limit_in_bytes": "4000000000\n",
+    "sys/fs/cgroup/memory/docker/1/memory.usage_in_bytes": "1500000000\n",
+    "sys/fs/cgroup/memory/docker/1/memory.stat": "inactive_file 7\n"
+    "total_inactive_file 400000000\ntotal_active_file 100000000\n",
     "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
 }
 
@@ -304,9 +309,9 @@ CGROUP_1 = {
 def test_a_control_group_and_those_above_it_limit(tmp_path: Path, group: dict[str, str]) -> None:
     root = fake_system(tmp_path, MEMORY | group)
     assert machine.cpu_quota(root) == 1.5
-    assert machine.memory_limit_bytes(root) == 4_000_000_000
+    assert machine.memory_limit_bytes(root) == 4_000_000_000 and machine.memory_left_bytes(root) == 3_000_000_000
     finding = resources.memory_finding(root)
-    assert finding.state == "warning" and "4.0 GB available of 4.0 GB, limited" in finding.detail
+    assert finding.state == "warning" and "3.0 GB available of 4.0 GB, limited" in finding.detail
 
 
 def test_memory_and_disk_without_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,6 +41,13 @@ def test_available_memory_respects_the_control_group_and_a_jetsons_gpu_shares_it
     (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
     (tmp_path / "sys/fs/cgroup/memory.max").write_text("2048000\n")
     assert available_memory_bytes(CPU, tmp_path) == 2_048_000
+    # Of the files that are cached in it, a group can give up all.
+    (tmp_path / "sys/fs/cgroup/memory.current").write_text("1500000\n")
+    (tmp_path / "sys/fs/cgroup/memory.stat").write_text("anon 900000\nactive_file 200000\ninactive_file 300000\n")
+    assert available_memory_bytes(CPU, tmp_path) == 1_048_000
+    (tmp_path / "sys/fs/cgroup/memory.current").write_text("9000000\n")
+    assert available_memory_bytes(CPU, tmp_path) == 0
+    (tmp_path / "sys/fs/cgroup/memory.current").unlink()
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc/nv_tegra_release").write_text("# R36 (release), REVISION: 4.3")
     assert available_memory_bytes(CUDA, tmp_path) == 2_048_000

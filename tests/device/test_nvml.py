@@ -73,6 +73,18 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", no_library)
 
 
+def test_what_the_driver_keeps_for_itself_is_not_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = sys.modules["pynvml"]
+
+    def info(gpu: int, version: int = 1) -> Any:
+        return SimpleNamespace(used=100 if version == 2 else 600, free=900)
+
+    monkeypatch.setattr(card, "nvmlDeviceGetMemoryInfo", info)
+    assert nvml.used_bytes() == 600, "a package without the second kind"
+    monkeypatch.setattr(card, "nvmlMemory_v2", 2, raising=False)
+    assert nvml.used_bytes() == 100
+
+
 def test_a_gpu_is_asked_by_its_number() -> None:
     assert [nvml.free_bytes(device) for device in (0, 1, 2)] == [900, 700, None]
     assert [nvml.used_bytes(device) for device in (0, 1, 2)] == [100, 300, None]

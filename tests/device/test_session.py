@@ -202,6 +202,49 @@ def test_a_picture_that_was_looked_at_before_costs_nothing_again(
     assert not seen
 
 
+def test_it_begins_anew_from_what_the_cache_has(model: EdgeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = model.session()
+    pictures = session.restart([PICTURE, OTHER])
+    fresh = session.ask("Why?", max_new_tokens=COUNT)
+    assert fresh.token_ids == model.ask([PICTURE, OTHER], "Why?", max_new_tokens=COUNT).token_ids
+    session.ask("What is this?", keep=True, max_new_tokens=COUNT)
+    with monkeypatch.context() as patch, encodings(model, monkeypatch) as seen:
+        patch.setattr(session._prefix.context, "append", lambda embeds: pytest.fail("it was read again"))
+        assert session.restart(pictures) == pictures and not seen  # the turn alone is forgotten
+    again = session.ask("Why?", max_new_tokens=COUNT)
+    assert again.token_ids == fresh.token_ids and again.cached_tokens == fresh.cached_tokens > again.image_tokens
+    session.restart(pictures[1:], system=SYSTEM)
+    messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": "Why?"}]
+    assert (
+        session.ask("Why?", max_new_tokens=COUNT).token_ids
+        == model.ask(OTHER, messages, max_new_tokens=COUNT).token_ids
+    )
+    session.restart()
+    assert (
+        session.ask("Why?", max_new_tokens=COUNT).token_ids == model.ask(None, "Why?", max_new_tokens=COUNT).token_ids
+    )
+
+
+def test_what_it_cannot_begin_with_leaves_it_as_it_was(model: EdgeModel) -> None:
+    silent = varied(
+        model, template=standin.TEMPLATE.replace("in messages %}", "in messages if message['role'] != 'system' %}")
+    )
+    session = silent.session(max_context=200)
+    session.look(PICTURE)
+    session.ask("What?", keep=True, max_new_tokens=COUNT)
+    before = [session.ask("Why?", max_new_tokens=COUNT) for _ in range(2)][-1]
+    for images, options, error in (
+        ([OTHER], {"system": SYSTEM}, RequestError),
+        (["absent.png"], {}, ImageError),
+        ([PICTURE] * 20, {}, ContextLengthError),
+        ([PICTURE], {"tokens": 7}, VzEdgeError),
+    ):
+        with pytest.raises(error):
+            session.restart(images, **options)  # type: ignore[arg-type]
+        after = session.ask("Why?", max_new_tokens=COUNT)
+        assert (after.token_ids, after.cached_tokens) == (before.token_ids, before.cached_tokens)
+
+
 def test_forks_go_their_own_ways(model: EdgeModel) -> None:
     session = model.session(system=SYSTEM)
     session.look(PICTURE)

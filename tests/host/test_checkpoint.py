@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from tests.tiny import TOWER_FOLDER, make_checkpoint, write_shards
 from vz_edge.errors import CheckpointError, MissingTensorError, TensorShapeError, UnsafeCheckpointError
@@ -117,3 +118,22 @@ def _copy(folder: Path, target: Path) -> Path:
     for path in folder.iterdir():
         (target / path.name).write_bytes(path.read_bytes())
     return target
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../other/model.safetensors", "a/../../model.safetensors"])
+def test_an_index_names_files_of_its_folder_alone(tmp_path: Path, name: str) -> None:
+    make_checkpoint(tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(CheckpointError, match="not in its folder"):
+        Checkpoint.open(tmp_path / "model")
+
+
+def test_a_tensor_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    make_checkpoint(folder, shards=2)
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    save_file({"lm_head.weight": torch.zeros(2, 2)}, folder / "more.safetensors")
+    index["weight_map"]["more"] = "more.safetensors"
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight.*expected each tensor once"):
+        Checkpoint.open(folder)

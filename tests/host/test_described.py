@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,16 @@ def test_of_a_hub_id_only_the_config_is_downloaded(tmp_path: Path, monkeypatch: 
     assert recipe_of("someone/their-llava").name == "their-llava"
     assert asked == [("someone/their-llava", ("config.json",))]
     assert recipe_of("llava-next-13b") == load_recipe("llava-next-13b") and len(asked) == 1
+
+
+def test_what_cannot_be_exported_is_not_planned(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "mine", family="llava_next")
+    config = json.loads((tmp_path / "mine" / "config.json").read_text())
+    (tmp_path / "mine" / "config.json").write_text(
+        json.dumps(config | {"quantization_config": {"quant_method": "awq"}})
+    )
+    with pytest.raises(CheckpointError, match=r"quantised already .*awq"):
+        recipe_of(str(tmp_path / "mine"))
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:

@@ -116,6 +116,14 @@ def test_what_a_bundle_of_graphs_runs_on_is_known_and_torch_is_not_part_of_it(fo
     assert "torch" not in plan.environment.versions
 
 
+@pytest.mark.parametrize(("release", "option"), [(True, "--release-memory"), (False, "--keep-memory"), (None, None)])
+def test_workers_give_memory_back_as_asked(folder: Path, release: bool | None, option: str | None) -> None:
+    plan = plan_run([folder], RunOptions(release_memory=release))
+    assert plan.settings.release_memory is release
+    command = run._command(plan.bundles[0], plan)
+    assert [word for word in command if word.endswith("-memory")] == ([option] if option else [])
+
+
 def test_bundles_are_counted_together_before_any_is_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     size_bytes = sum((folder / f"{graph}.onnx").stat().st_size for graph in ("vision", "decoder"))
     monkeypatch.setattr(run, "available_memory_bytes", lambda provider: size_bytes + 10)

@@ -244,11 +244,48 @@ def test_a_cancelled_frame_ends_with_the_next_piece_of_text(model: EdgeModel, co
 
 @pytest.mark.parametrize(
     ("questions", "found"),
-    [([], "no questions"), ([("Why?", {"max_new_tokens": 0})], "max_new_tokens 0")],
+    [([("Why?", {"max_new_tokens": 0})], "max_new_tokens 0")],
 )
 def test_impossible_questions_are_refused_at_once(model: EdgeModel, costs: Costs, questions: list, found: str) -> None:
     with pytest.raises(RequestError, match=found):
         engine(model, costs, questions=questions)
+
+
+def reading_of(frame: Frame, number: int = 0) -> Reading:
+    return Reading(frame, number, 0.0, 0.0)
+
+
+def test_questions_of_the_moment_share_the_look_and_the_cache_with_the_frames(model: EdgeModel, costs: Costs) -> None:
+    made = engine(model, costs)
+    first, second = (reading_of(Frame(picture(seed)), seed) for seed in range(2))
+    other = [("Why?", {"max_new_tokens": COUNT})]
+    whole = [model.ask(picture(seed), *other[0][:1], **other[0][1]).token_ids for seed in range(2)]
+    assert tokens(made.answer(Taken(first, 0, costs()))) == asked_afresh(model, picture(0))
+    costs.log.clear()
+    asked = made.ask(first, other)
+    assert tokens(asked) == [whole[0]] and asked.frame_id == 0 and asked.changed is False
+    assert costs.log.count("look") == 0 and costs.log.count("read") == 1  # the question alone
+    assert asked.replies[0].cached_tokens >= asked.replies[0].image_tokens
+    # A frame that a question looked at is not looked at again for the watch, whose result is of a new picture.
+    costs.log.clear()
+    early = made.ask(second, other)
+    assert tokens(early) == [whole[1]] and early.changed and costs.log.count("look") == 1
+    answered = made.answer(Taken(second, 0, costs()))
+    assert tokens(answered) == asked_afresh(model, picture(1)) and answered.changed
+    assert costs.log.count("look") == 1 and answered.timings.vision_sec == 0
+    with pytest.raises(RequestError, match="no questions"):
+        made.ask(second, [])
+    with pytest.raises(RequestError, match="max_new_tokens 0"):
+        made.ask(second, [("Why?", {"max_new_tokens": 0})])
+
+
+def test_a_question_of_the_moment_has_the_deadline_from_its_turn_on(model: EdgeModel, costs: Costs) -> None:
+    made = engine(model, costs, deadline=VISION_SEC + 4 * STEP_SEC, questions=())
+    costs.sec = 1000.0
+    late = made.ask(reading_of(Frame(picture(0))), [("Why?", {"max_new_tokens": 40})])
+    assert late.deadline_missed and late.replies[0].finish_reason == "deadline"
+    again = made.ask(reading_of(Frame(np.zeros((3, 3), np.uint8))), ["Why?"])
+    assert isinstance(again.error, ImageError) and again.replies == (None,)
 
 
 def test_a_result_says_which_frame_it_is_about(model: EdgeModel, costs: Costs) -> None:

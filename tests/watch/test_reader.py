@@ -125,12 +125,20 @@ def test_a_replay_keeps_its_own_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     assert puts == pauses == [100.0, 100.5, 102.0]
 
 
-@pytest.mark.parametrize(("delivery", "every"), [("recorded", 0.5), ("replayed", None)])
-def test_frames_without_stamps_have_no_pace(delivery: Delivery, every: float | None) -> None:
+def test_a_replay_needs_stamps() -> None:
     slot, _ = make_slot(waits=False)
-    read(Stamps(delivery, None), slot, every)
+    read(Stamps("replayed", None), slot, None)
     with pytest.raises(RequestError, match="needs frames with time stamps"):
         slot.take(None)
+
+
+def test_of_recorded_frames_without_stamps_every_passes_over_none(caplog: pytest.LogCaptureFixture) -> None:
+    slot, metrics = make_slot(waits=False)
+    read(Stamps("recorded", None, None, None), slot, every=0.5)
+    assert counts(metrics)[0] == 3
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
+        "every=0.5 passes over none of these frames, which have no time stamps"
+    ]
 
 
 def test_a_pause_ends_with_the_clock_or_with_the_watch() -> None:

@@ -9,6 +9,7 @@ with ONNX Runtime.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +23,9 @@ from vz_edge.budget import TokenBudget
 from vz_edge.bundle import Manifest
 from vz_edge.device.image import ImageSource, Tiles, load_image, make_tiles, vanilla_token_order
 from vz_edge.device.mapped import MappedWeights
+from vz_edge.device.memory_check import QUESTION_TOKENS, memory_need, release_rule, spare_memory_bytes
 from vz_edge.device.process import one_line
-from vz_edge.device.vision import VisionResult
+from vz_edge.device.vision import VisionResult, log_look
 from vz_edge.errors import CorruptBundleError
 from vz_edge.host.compressed_model import Compression, reduced_features, tower_states
 from vz_edge.recipe import ModelSpec
@@ -61,17 +63,25 @@ class VisionPath(nn.Module):
 
 
 class TorchVision:
-    """``path`` as a Vision; safe to use from several threads. ``weights`` are what it leaves mapped."""
+    """``path`` as a Vision; safe to use from several threads.
 
-    def __init__(self, path: VisionPath, weights: MappedWeights, manifest: Manifest) -> None:
+    ``weights`` are what it leaves mapped; their pages are given back after a picture where ``release`` says so.
+    """
+
+    def __init__(
+        self, path: VisionPath, weights: MappedWeights, manifest: Manifest, release: Callable[[], bool]
+    ) -> None:
         self._path = path
         self._weights = weights
+        self._release = release
         self._model, self._image = manifest.model, manifest.image
         self._budget = manifest.budget
 
     @classmethod
-    def open(cls, folder: Path, manifest: Manifest, device: str) -> TorchVision:
-        """Take the weights of the bundle's vision graph. Raises CorruptBundleError.
+    def open(cls, folder: Path, manifest: Manifest, device: str, release_memory: bool | None = None) -> TorchVision:
+        """Take the weights of the bundle's vision graph; ``release_memory`` as in ``EdgeModel.load``.
+
+        Raises CorruptBundleError.
 
         They are float32 on the CPU, where products in fp16 are slow, and in the graph's precision on CUDA.
         """
@@ -88,7 +98,12 @@ class TorchVision:
                 "bundle again"
             ) from error
         path = path.requires_grad_(False).eval().to(device, torch.float32 if device == "cpu" else None)
-        return cls(path, MappedWeights(folder / "vision.onnx.data"), manifest)
+        mapped = MappedWeights(folder / "vision.onnx.data")
+        if device == "cuda":
+            mapped.release()  # they were copied
+            return cls(path, mapped, manifest, lambda: False)
+        spare_bytes = spare_memory_bytes(memory_need(folder, manifest, QUESTION_TOKENS))
+        return cls(path, mapped, manifest, release_rule(spare_bytes, release_memory))
 
     def tile(self, source: ImageSource) -> Tiles:
         """As Vision.tile."""
@@ -97,6 +112,7 @@ class TorchVision:
     @torch.inference_mode()
     def encode(self, tiles: Tiles, budget: TokenBudget | None = None) -> VisionResult:
         """As Vision.encode."""
+        log_look(tiles)
         weight = self._path.multi_modal_projector.get_parameter("linear_1.weight")
         pixel_values = torch.from_numpy(tiles.pixel_values).to(weight.device, weight.dtype)
         budget = budget or self._budget
@@ -108,7 +124,8 @@ class TorchVision:
             found = reduced_features(self._path, compression, pixel_values, [len(pixel_values)], [columns])
             features, kept = found.pooler_output[0], _numpy(found.kept[0])  # type: ignore[index]
         result = VisionResult(_numpy(features), kept, tiles.grid, tiles.original_size)
-        self._weights.release()
+        if self._release():
+            self._weights.release()
         return result
 
     def _all_features(self, pixel_values: Tensor, tiles: Tiles) -> Tensor:

@@ -100,13 +100,15 @@ class TransformersBackend:
             model.set_input_embeddings(torch.nn.Embedding(1, 1, dtype=model.dtype, device=model.device))
         return TransformersDecoder(model)
 
-    def open_vision(self, folder: Path, manifest: Manifest, threads: int | None) -> Vision:
+    def open_vision(
+        self, folder: Path, manifest: Manifest, threads: int | None, release_memory: bool | None = None
+    ) -> Vision:
         """As Backend.open_vision."""
         if self.vision_providers is not None:
-            return VisionEncoder.open(folder, manifest, self.vision_providers, threads)
+            return VisionEncoder.open(folder, manifest, self.vision_providers, threads, release_memory)
         from vz_edge.backends.torch_vision import TorchVision
 
-        return TorchVision.open(folder, manifest, self.torch_device)
+        return TorchVision.open(folder, manifest, self.torch_device, release_memory)
 
 
 def require_packages(what: str) -> None:

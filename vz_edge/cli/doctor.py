@@ -44,7 +44,9 @@ def command(
     else:
         from rich.console import Console
 
-        with Console(stderr=True).status("") as status:
+        from vz_edge.cli.verbosity import is_quiet
+
+        with Console(stderr=True, quiet=is_quiet()).status("") as status:
             for finding in diagnose():
                 status.update(f"{finding.name} checked")
                 findings.append(finding)

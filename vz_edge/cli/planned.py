@@ -53,10 +53,8 @@ def planned_recipe(model: str) -> Recipe:
     from vz_edge.device.requirements import install_command
 
     modules = ("torch", "transformers")  # whose classes fill what a config leaves out
-    what, remedy = (
-        f"reading the config of {model}",
-        f"{install_command('export')}, or name a recipe ('vz-edge models')",
-    )
+    what = f"reading the config of {model}"
+    remedy = f"{install_command('export')}, or name a recipe ('vz-edge models')"
     require_installed(what, modules, remedy)
     require_imports(what, modules, remedy)
     from vz_edge.host.described import recipe_of

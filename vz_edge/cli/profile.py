@@ -30,6 +30,13 @@ def command(
     ] = None,
     device_id: Annotated[int | None, typer.Option(help="The number of the GPU, as CUDA counts; default: 0.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads; default: the physical cores.")] = None,
+    release_memory: Annotated[
+        bool | None,
+        typer.Option(
+            "--release-memory/--keep-memory",
+            help="As for 'vz-edge run'; what --device predicts of memory is with --release-memory.",
+        ),
+    ] = None,
     device: Annotated[
         str | None, typer.Option(help="A device's name, 'this' or a profile's .yaml: puts its prediction beside.")
     ] = None,
@@ -59,7 +66,7 @@ def command(
     profile = planned_device(device) if device else None
     _check_folders(json_file, html_file)
     chosen = tuple(provider) if provider else None
-    options = RunOptions(runs, answer_tokens, _parse_size(size), chosen, threads, device_id)
+    options = RunOptions(runs, answer_tokens, _parse_size(size), chosen, threads, device_id, release_memory)
     plan = plan_run(bundles, options)
     if earlier and baseline:
         identities = [bundle.identity for bundle in plan.bundles]
@@ -87,10 +94,11 @@ def _measure(plan: RunPlan) -> RunReport:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+    from vz_edge.cli.verbosity import is_quiet
     from vz_edge.profiling.run import measure, steps
 
     columns = (BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=Console(stderr=True, quiet=is_quiet()), transient=True) as bar:
         task = bar.add_task("is the machine idle?", total=steps(plan))
         started = 0
 

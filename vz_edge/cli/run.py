@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from vz_edge.arguments import read_text
 from vz_edge.errors import RequestError
 
-if TYPE_CHECKING:
-    from vz_edge.device.model import EdgeModel
-    from vz_edge.device.reply import Reply
+STATUS_ERROR = 2
 
 
 def command(
     bundle: Annotated[Path, typer.Argument(help="A folder written by 'vz-edge export'.")],
-    question: Annotated[str | None, typer.Argument(help="The question; without one, a chat begins.")] = None,
-    image: Annotated[list[Path] | None, typer.Option(help="A picture; may be given several times.")] = None,
-    stream: Annotated[bool, typer.Option("--stream", help="Print the answer while it is written.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the answer and its measurements as JSON.")] = False,
+    question: Annotated[
+        list[str] | None, typer.Argument(help="The question, in quotes; without one, a chat begins.")
+    ] = None,
+    image: Annotated[
+        list[Path] | None, typer.Option(help="A picture; several as --image a.jpg b.jpg, or each with its --image.")
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="What the model is told first.")] = None,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Print the answer while it is written; a terminal gets it so anyway.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the answer and its measurements as JSON; in a chat, a line each.")
+    ] = False,
     tokens: Annotated[
         int | None,
         typer.Option(help="Which of the bundle's token budgets; default: the first that it was exported with."),
@@ -35,7 +43,9 @@ def command(
     schema: Annotated[
         Path | None, typer.Option(help="A file with a JSON schema; the answer is JSON that fits it.")
     ] = None,
-    choices: Annotated[str | None, typer.Option(help="The answer is one of these: yes,no,unclear.")] = None,
+    choices: Annotated[
+        str | None, typer.Option(help="The answer is one of these, and how likely each is: yes,no,unclear.")
+    ] = None,
     provider: Annotated[
         list[str] | None, typer.Option(help="cpu, cuda or a provider of ONNX Runtime's; default: what fits the bundle.")
     ] = None,
@@ -46,12 +56,22 @@ def command(
     ] = "onnx",
     threads: Annotated[int | None, typer.Option(help="Threads; default: the physical cores.")] = None,
     max_context: Annotated[int | None, typer.Option(help="Refuse more tokens of context than this.")] = None,
+    release_memory: Annotated[
+        bool | None,
+        typer.Option(
+            "--release-memory/--keep-memory",
+            help="Whether vision on the CPU gives memory back after each picture; default: where it is short.",
+        ),
+    ] = None,
 ) -> None:
-    """Ask a bundle a question about a picture; without a question, chat about it."""
+    """Ask a bundle a question about pictures; without a question, chat about them."""
+    from vz_edge.cli.answer import as_json as json_of
+    from vz_edge.cli.answer import print_answer
+    from vz_edge.cli.verbosity import showing_what_is_done
     from vz_edge.device.model import EdgeModel
 
+    pictures, asked = _pictures_and_question(image or [], question or [])
     options: dict[str, Any] = {
-        "tokens": tokens,
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
         "top_k": top_k,
@@ -59,15 +79,40 @@ def command(
         "seed": seed,
         "schema": _schema(schema, choices),
     }
-    model = EdgeModel.load(bundle, provider, threads, max_context, vision, device=device_id)
-    pictures: list[Any] = list(image or [])
-    if question is None:
-        _chat(model, pictures, options)
-    elif as_json:
-        reply = model.ask(pictures, question, **options)
-        print(json.dumps({**reply.as_dict(), "load_sec": model.load_sec}, indent=2))
-    else:
-        _answer(model, pictures, question, options, stream)
+    with showing_what_is_done():
+        model = EdgeModel.load(
+            bundle,
+            providers=provider,
+            threads=threads,
+            max_context=max_context,
+            vision=vision,
+            device=device_id,
+            release_memory=release_memory,
+        )
+        if asked is None:
+            from vz_edge.cli.chat import Chat
+
+            if not Chat(model, pictures, system, tokens, options, json_lines=as_json).run():
+                raise typer.Exit(STATUS_ERROR)
+            return
+        messages = [{"role": "system", "content": system}] if system else []
+        answer = model.stream(list(pictures), [*messages, {"role": "user", "content": asked}], tokens=tokens, **options)
+        if as_json:
+            print(json_of(answer.reply, model.load_sec, indent=2))
+        else:
+            print_answer(answer, as_it_comes=stream or sys.stdout.isatty())
+
+
+def _pictures_and_question(image: list[Path], words: list[str]) -> tuple[list[Path], str | None]:
+    """Of words behind the bundle, those that name files are pictures too: a shell writes ``--image *.jpg`` so."""
+    more = [Path(word) for word in words if image and os.path.isfile(word)]
+    questions = [word for word in words if not (image and os.path.isfile(word))]
+    if len(questions) > 1:
+        raise RequestError(
+            f"{len(questions)} questions came, or pictures that do not exist: {', '.join(questions)}; expected one "
+            "question, in quotes"
+        )
+    return [*image, *more], questions[0] if questions else None
 
 
 def _schema(file: Path | None, choices: str | None) -> dict[str, Any] | list[str] | None:
@@ -84,42 +129,3 @@ def _schema(file: Path | None, choices: str | None) -> dict[str, Any] | list[str
     if not isinstance(schema, dict):
         raise RequestError(f'{file} is no JSON schema; expected an object, as {{"type": "object", ...}}')
     return schema
-
-
-def _answer(model: EdgeModel, pictures: list[Any], prompt: Any, options: dict[str, Any], stream: bool) -> Reply:
-    """Print an answer on stdout and its measurements on stderr, so that the answer can be piped on."""
-    pieces = model.stream(pictures, prompt, **options)
-    for piece in pieces:
-        if stream:
-            print(piece, end="", flush=True)
-    reply = pieces.reply
-    print("" if stream else reply.text)
-    print(_timings(reply), file=sys.stderr)
-    return reply
-
-
-def _chat(model: EdgeModel, pictures: list[Any], options: dict[str, Any]) -> None:
-    """Read questions until an empty line or the end of input. The pictures are looked at once."""
-    seen = [model.encode(picture, options["tokens"]) for picture in pictures]
-    messages: list[dict[str, Any]] = []
-    print("Ask; an empty line ends the chat.", file=sys.stderr)
-    while question := _read_line():
-        messages.append({"role": "user", "content": question})
-        reply = _answer(model, list(seen), messages, options, stream=True)
-        messages.append({"role": "assistant", "content": reply.text})
-
-
-def _read_line() -> str:
-    try:
-        return input("> ").strip()
-    except (EOFError, KeyboardInterrupt):
-        return ""
-
-
-def _timings(reply: Reply) -> str:
-    return (
-        f"[{reply.image_tokens} image + {reply.prompt_tokens} prompt tokens; "
-        f"preprocess {reply.preprocess_sec:.3f} s, vision {reply.vision_sec:.3f} s, "
-        f"prefill {reply.prefill_sec:.3f} s: first token after {reply.ttft_sec:.3f} s; "
-        f"{reply.answer_tokens} tokens in {reply.decode_sec:.3f} s ({reply.decode_tokens_per_sec:.1f} a second)]"
-    )

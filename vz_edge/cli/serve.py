@@ -51,15 +51,18 @@ def command(
             "available, up to 4 GiB.",
         ),
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not log requests.")] = False,
     grace_sec: Annotated[float, typer.Option(help="How long answers may go on after SIGTERM.")] = 30.0,
     provider: Annotated[list[str] | None, typer.Option(help="As for 'vz-edge run'.")] = None,
     device_id: Annotated[int | None, typer.Option(help="As for 'vz-edge run'.")] = None,
     vision: Annotated[Literal["onnx", "torch"], typer.Option(help="As for 'vz-edge run'.")] = "onnx",
     threads: Annotated[int | None, typer.Option(help="Threads; default: the physical cores.")] = None,
     max_context: Annotated[int | None, typer.Option(help="Refuse more tokens of context than this.")] = None,
+    release_memory: Annotated[
+        bool | None, typer.Option("--release-memory/--keep-memory", help="As for 'vz-edge run'.")
+    ] = None,
 ) -> None:
     """Serve a bundle as an OpenAI-compatible API until SIGTERM or Ctrl-C, which let the answers in work finish."""
+    from vz_edge.cli.verbosity import is_quiet
     from vz_edge.device.requirements import install_command
     from vz_edge.errors import DependencyError
 
@@ -82,8 +85,16 @@ def command(
         system=system,
     )
     check_exposure(host, settings.token)
-    with bind(host, port) as bound, _log_on_stderr(logging.WARNING if quiet else logging.INFO):
-        model = EdgeModel.load(bundle, provider, threads, max_context, vision, device=device_id)
+    with bind(host, port) as bound, _log_on_stderr(logging.WARNING if is_quiet() else logging.INFO):
+        model = EdgeModel.load(
+            bundle,
+            providers=provider,
+            threads=threads,
+            max_context=max_context,
+            vision=vision,
+            device=device_id,
+            release_memory=release_memory,
+        )
         engine = Engine(model, settings.queue_length, cache_bytes)
         application = create_app(engine, settings)
         engine.start()

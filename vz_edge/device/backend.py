@@ -37,8 +37,13 @@ class Backend(Protocol):
     def open(self, folder: Path, threads: int | None) -> Decoder:
         """Load the language model of the bundle in ``folder``. Raises BundleError or ProviderError."""
 
-    def open_vision(self, folder: Path, manifest: Manifest, threads: int | None) -> Vision:
-        """Load what looks at pictures. Raises BundleError or ProviderError."""
+    def open_vision(
+        self, folder: Path, manifest: Manifest, threads: int | None, release_memory: bool | None = None
+    ) -> Vision:
+        """Load what looks at pictures; ``release_memory`` as in ``EdgeModel.load``.
+
+        Raises BundleError or ProviderError.
+        """
 
 
 @dataclass(frozen=True)
@@ -69,9 +74,11 @@ class OnnxBackend:
             return GraphDecoder(session, self.graph_tokens)
         return OnnxDecoder.open(folder, self.providers, threads)
 
-    def open_vision(self, folder: Path, manifest: Manifest, threads: int | None) -> Vision:
+    def open_vision(
+        self, folder: Path, manifest: Manifest, threads: int | None, release_memory: bool | None = None
+    ) -> Vision:
         """As Backend.open_vision."""
-        return VisionEncoder.open(folder, manifest, self.providers, threads)
+        return VisionEncoder.open(folder, manifest, self.providers, threads, release_memory)
 
 
 def choose_backend(

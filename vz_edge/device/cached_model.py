@@ -60,7 +60,8 @@ class CachedModel:
 
     def close(self) -> None:
         """Forget everything. Whatever is asked of it afterwards raises a RequestError."""
-        self._pipeline = self._prompts = self._pictures = CLOSED_MODEL
+        self._pipeline = CLOSED_MODEL
+        self._prompts, self._pictures = PrefixCache(CLOSED_MODEL, 0, 0), PictureCache(0)
 
     def look(self, image: ImageSource, tokens: int | None = None) -> Look:
         """Encode a picture as ``EdgeModel.encode``, for the questions about it to find. Nothing is prefilled."""
@@ -95,13 +96,14 @@ class CachedModel:
     def _answer(
         self, question: CheckedQuestion, keys: Sequence[PictureKey | None], recall_sec: float
     ) -> Generator[str, None, Reply]:
+        pipeline, prompts = self._pipeline, self._prompts  # an answer goes on to its end where this is closed meanwhile
         started = time.perf_counter()
         pictures = [
             self._encoded(key, picture, question.budget) for key, picture in zip(keys, question.pictures, strict=True)
         ]
         looked = time.perf_counter()
-        items = self._pipeline.items(question.ids, pictures)
-        prefix = self._prompts.take(items, question.capacity)
+        items = pipeline.items(question.ids, pictures)
+        prefix = prompts.take(items, question.capacity)
         spent = Spent(
             recall_sec + question.preprocess_sec,
             looked - started,
@@ -109,17 +111,13 @@ class CachedModel:
             cached_tokens=prefix.context.length,
         )
         try:
-            reply = yield from self._pipeline.answer(prefix.context, question, len(prefix.items), pictures, spent)
+            reply = yield from pipeline.answer(prefix.context, question, len(prefix.items), pictures, spent)
         except (VzEdgeError, GeneratorExit):  # after any other error nobody knows what the context holds
-            self._keep(prefix, items)
+            _keep(prompts, prefix, items)
             raise
         # The last token of an answer is chosen, never read.
-        self._keep(prefix, [*items, *reply.token_ids[: prefix.context.length - token_count(items)]])
+        _keep(prompts, prefix, [*items, *reply.token_ids[: prefix.context.length - token_count(items)]])
         return reply
-
-    def _keep(self, prefix: Prefix, items: list[Item]) -> None:
-        prefix.hold(items)
-        self._prompts.put(prefix)
 
     def _recall(self, picture: Picture, budget: TokenBudget | None) -> tuple[PictureKey | None, Picture]:
         """The picture as it was encoded before, else its pixels, and the key of these."""
@@ -144,3 +142,8 @@ class CachedModel:
 def default_bytes(available_bytes: int | None) -> int:
     """What to keep where nobody says: a part of the memory that is available now; None where that is not known."""
     return BYTES_IF_UNKNOWN if available_bytes is None else min(available_bytes // AVAILABLE_SHARE, MOST_BYTES)
+
+
+def _keep(prompts: PrefixCache, prefix: Prefix, items: list[Item]) -> None:
+    prefix.hold(items)
+    prompts.put(prefix)

@@ -49,6 +49,25 @@ def memory_limit_bytes(root: Path = Path("/")) -> int | None:
     return min(limits, default=None)
 
 
+def memory_left_bytes(root: Path = Path("/")) -> int | None:
+    """Bytes that the control group (version 1 or 2) still grants, None without a limit.
+
+    Pages of files count as free: they are given up before an allocation fails. Sources: the kernel's
+    admin-guide/cgroup-v2.rst (memory.max, memory.current, memory.stat) and admin-guide/cgroup-v1/memory.rst.
+    """
+    left = []
+    for folder in _control_groups(root, "memory"):
+        limit = _words(folder / "memory.max") or _words(folder / "memory.limit_in_bytes")
+        if limit and limit[0].isdigit():
+            used = _words(folder / "memory.current") or _words(folder / "memory.usage_in_bytes") or ["0"]
+            words = _words(folder / "memory.stat")
+            stat = dict(zip(words[::2], words[1::2], strict=False))
+            # Version 1 has those of the groups below under other names.
+            files = sum(int(stat.get(f"total_{name}", stat.get(name, 0))) for name in ("active_file", "inactive_file"))
+            left.append(max(0, int(limit[0]) - max(0, int(used[0]) - files)))
+    return min(left, default=None)
+
+
 def cpu_quota(root: Path = Path("/")) -> float | None:
     """CPUs that the control group (version 1 or 2) grants, None without a limit."""
     quotas = []

@@ -1,9 +1,10 @@
 """Weights that ONNX Runtime leaves in their file, mapped: real memory only while they are used.
 
-A picture needs the tower, an answer the decoder, never both at once. On the CPU the tower's weights are therefore not
-repacked (``open_session``), and their pages are given back once the picture is encoded; what the decoder's repacking
-left mapped is given back after loading. The pages stay in the system's cache as long as it has room, so using them
-again costs page faults, not the disk. A 13B needs 1.3 GB less at its peak this way.
+A picture needs the tower, an answer the decoder, never both at once. Where a CPU's memory is short the tower's
+weights are therefore not repacked (``open_session``), and their pages are given back once the picture is encoded;
+what repacking left mapped, of the tower or the decoder, is given back after loading. The pages stay in the system's
+cache as long as it has room, so using them again costs page faults, not the disk. A 13B needs 1.3 GB less at its peak
+this way.
 """
 
 from __future__ import annotations

@@ -9,15 +9,20 @@ and a prompt reads a few of its rows; activations and the runtime come on top (`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from vz_edge.bundle import LANGUAGE_MODEL, Manifest
 from vz_edge.device import nvml
-from vz_edge.device.machine import l4t_release, meminfo_bytes, memory_limit_bytes
+from vz_edge.device.machine import l4t_release, meminfo_bytes, memory_left_bytes
 from vz_edge.device.runtime import CPU, Provider, device_of, provider_name
 from vz_edge.errors import InsufficientMemoryError
+
+# A question of 1024 tokens, its picture's among them, is longer than most (LLaVA-NeXT's default budget is 320 tokens a
+# picture). What is added stands for the decoder's activations and for what other programs may soon ask for.
+QUESTION_TOKENS = 1024
+SPARE_BYTES = 512 << 20
 
 
 @dataclass(frozen=True)
@@ -50,13 +55,35 @@ def available_memory_bytes(provider: Provider, root: Path = Path("/")) -> int | 
     """Memory that ``provider`` (ONNX Runtime's full name) can take now; None where the machine does not tell.
 
     The free memory (NVML) of the graphics card that it runs on; on the CPU, and on a Jetson, whose GPU shares it, what
-    the system can give without swapping (MemAvailable, proc(5)), no more than the control group allows.
+    the system can give without swapping (MemAvailable, proc(5)), no more than the control group still grants.
     """
     if provider_name(provider) != CPU and l4t_release(root) is None:
         return nvml.free_bytes(device_of(provider))
     available = meminfo_bytes(root).get("MemAvailable")
-    limit = memory_limit_bytes(root)
-    return available if available is None or limit is None else min(available, limit)
+    left = memory_left_bytes(root)
+    return available if available is None or left is None else min(available, left)
+
+
+def spare_memory_bytes(need: MemoryNeed) -> int:
+    """Memory that must be available to a loaded bundle for vision to keep what a picture took.
+
+    The KV cache of ``need``, a question's, must find room and leave some for others; and so must vision's weights:
+    while they are mapped, the system counts them as available, and would read them from the disk for every picture.
+    """
+    return need.vision_bytes + need.cache_bytes + SPARE_BYTES
+
+
+def is_short(least_bytes: int) -> bool:
+    """Whether less than that is available to the CPU now; not where the machine does not tell."""
+    available_bytes = available_memory_bytes(CPU)
+    return available_bytes is not None and available_bytes < least_bytes
+
+
+def release_rule(spare_bytes: int, release_memory: bool | None) -> Callable[[], bool]:
+    """What says before each picture whether its memory is to be given back; ``release_memory`` as in EdgeModel.load."""
+    if release_memory is None:
+        return lambda: is_short(spare_bytes)
+    return lambda: release_memory
 
 
 def check_memory(needs: Sequence[MemoryNeed], available_bytes: int | None) -> None:

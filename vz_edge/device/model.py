@@ -13,6 +13,7 @@ read-only, and each question has a KV cache of its own.
 
 from __future__ import annotations
 
+import logging
 import time
 import weakref
 from collections.abc import Generator, Sequence
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
     from vz_edge.watch.watch import Watch
 
 MOST_THREADS = 1024  # ONNX Runtime starts as many as it is told to
+
+logger = logging.getLogger(__name__)
 
 
 class EdgeModel:
@@ -91,6 +94,7 @@ class EdgeModel:
         vision: VisionRuntime = "onnx",
         cuda_graph: bool = False,
         device: int | None = None,
+        release_memory: bool | None = None,
     ) -> EdgeModel:
         """Load a bundle written by ``vz-edge export``.
 
@@ -103,14 +107,17 @@ class EdgeModel:
         ("torch"); other bundles have ONNX Runtime alone. With ``cuda_graph`` tokens are decoded by a CUDA graph
         (``vz_edge.device.cuda_graph``; on CUDA alone, where it has not been run yet): the KV cache of the whole context
         is then allocated here, one conversation at a time has the graph, and all questions must come from one thread.
-        Raises BundleError, ProviderError, DependencyError, RequestError, and InsufficientMemoryError before anything
-        is loaded where the weights, and a graph's cache, do not fit.
+        ``release_memory`` says if vision on the CPU gives back after each picture what that took of memory
+        (docs/sessions.md); None: only where memory is short. Raises BundleError, ProviderError, DependencyError,
+        RequestError, and InsufficientMemoryError before anything is loaded where the weights, and a graph's cache, do
+        not fit.
         """
         started = time.perf_counter()
         bundle = path("the bundle", folder, BundleError)
         threads = None if threads is None else whole("threads", threads, 1, MOST_THREADS)
         max_context = None if max_context is None else whole("max_context", max_context, 1)
         cuda_graph = flag("cuda_graph", cuda_graph)
+        release_memory = None if release_memory is None else flag("release_memory", release_memory)
         manifest = read_manifest(bundle)
         model = manifest.model
         context_length = min(model.decoder.context_length, max_context or model.decoder.context_length)
@@ -118,11 +125,14 @@ class EdgeModel:
         backend = choose_backend(bundle, manifest, providers, vision, graph_tokens, device)
         need = memory_need(bundle, manifest, context_tokens=graph_tokens)
         check_memory([need], available_memory_bytes(backend.provider))
+        logger.info("loading %s for %s", bundle, backend.provider)
         chat = ChatPrompt.load(bundle, model.image_token_id)
-        encoder = backend.open_vision(bundle, manifest, threads)
+        encoder = backend.open_vision(bundle, manifest, threads, release_memory)
+        logger.debug("opened the vision graph %.2f s after the beginning", time.perf_counter() - started)
         decoder = backend.open(bundle, threads)
         embedding = EmbeddingTable(bundle / "embedding.data", decoder.hidden_size, decoder.dtype)
         load_sec = time.perf_counter() - started
+        logger.info("loaded %s in %.2f s", manifest.name, load_sec)
         return cls(manifest, encoder, chat, embedding, decoder, context_length, load_sec, backend.provider)
 
     def close(self) -> None:

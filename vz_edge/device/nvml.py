@@ -46,8 +46,20 @@ def free_bytes(device: int = 0) -> int | None:
 
 
 def used_bytes(device: int = 0) -> int | None:
-    """Memory in use on a GPU, all processes together."""
-    return _of_gpu(device, lambda nvml, gpu: nvml.nvmlDeviceGetMemoryInfo(gpu).used)
+    """Memory in use on a GPU, all processes together, as nvidia-smi shows it.
+
+    NVML's first kind of answer counts what the driver keeps for itself as used (half a gigabyte of a large card), its
+    second does not (nvmlMemory_v2_t in NVIDIA's NVML reference); the first is taken where there is no second.
+    """
+
+    def used(nvml: Any, gpu: Any) -> int:
+        try:
+            found: int = nvml.nvmlDeviceGetMemoryInfo(gpu, nvml.nvmlMemory_v2).used
+        except (AttributeError, TypeError, nvml.NVMLError):  # an older package or driver
+            found = nvml.nvmlDeviceGetMemoryInfo(gpu).used
+        return found
+
+    return _of_gpu(device, used)
 
 
 def process_bytes(device: int = 0) -> int | None:

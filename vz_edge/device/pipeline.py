@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 Picture = ImageSource | VisionResult
 Pictures = Picture | Sequence[Picture] | None
 Prompt = str | Sequence[Message]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,7 @@ class Pipeline:
         """Answer in a context that has read the first ``read`` ids of the question."""
         pictures_read = question.ids[:read].count(self.chat.image_token_id)
         embeds = self.embed(question.ids[read:], results[pictures_read:])
+        logger.info("reading %d tokens, %d are in the KV cache", len(embeds), context.length)
         if question.choices:
             answer = yield from choose(context, embeds, self.embedding, question.choices, question.limits)
         else:

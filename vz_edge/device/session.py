@@ -17,6 +17,7 @@ is assumed about the template, so one that rewrites history costs time, never a 
 from __future__ import annotations
 
 import copy
+import logging
 import time
 import weakref
 from collections.abc import Generator, Sequence
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 IMAGE = {"type": "image"}
 # Two questions that begin differently: what the prompts with them have in common comes before any question.
 PROBES = ("0", "What")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -107,9 +110,7 @@ class Session:
         self.context_length = min(pipeline.context_length, max_context or pipeline.context_length)
         self._pipeline = replace(pipeline, context_length=self.context_length)
         self._open: Generator[str, None, Reply] | None = None
-        conversation = _Conversation()
-        if system:
-            conversation = _Conversation((_message("system", system),))
+        conversation = _begun(system)
         self._check(conversation)
         self._prefix = Prefix(pipeline.decoder.start(self.context_length))
         self._conversation = conversation
@@ -154,6 +155,23 @@ class Session:
         started = time.perf_counter()
         self._turn_to(replace(conversation, pictures=tuple(pictures)))
         return Look(pictures[-1], question.preprocess_sec, vision_sec, time.perf_counter() - started)
+
+    def restart(
+        self, images: Sequence[Picture] = (), *, system: str | None = None, tokens: int | None = None
+    ) -> list[VisionResult]:
+        """Forget the conversation and its pictures, and begin another one with ``system`` and about ``images``.
+
+        What both begin with stays in the KV cache, so forgetting the turns alone costs nothing. Returns the encoded
+        pictures, which may be given again. ``images`` and ``tokens`` are as in ``look``; raises as ``look`` does, and
+        RequestError where the chat template has no place for ``system``.
+        """
+        self._end_stream()
+        conversation = _begun(system)
+        for image in images:
+            conversation = conversation.shown(image)
+        pictures, _ = self._pipeline.look(self._check(conversation, tokens))
+        self._turn_to(replace(conversation, pictures=tuple(pictures)))
+        return pictures
 
     def ask(self, question: str, *, keep: bool = False, **options: Unpack[AskOptions]) -> Reply:
         """Answer a question about what was looked at, as ``EdgeModel.ask`` would with the whole conversation.
@@ -213,7 +231,9 @@ class Session:
         start = self._start_of(conversation)
         common = self._prefix.rewind_to_common(start)
         if common < len(start):
-            self._prefix.context.append(self._embed(start[common:]))
+            embeds = self._embed(start[common:])
+            logger.info("reading %d tokens, %d are in the KV cache", len(embeds), self._prefix.context.length)
+            self._prefix.context.append(embeds)
         self._prefix.hold(start)
         self._conversation, self._start = conversation, start
 
@@ -241,6 +261,11 @@ class Session:
         image_token_id = self._pipeline.chat.image_token_id
         ids = [image_token_id if isinstance(item, VisionResult) else item for item in items]
         return self._pipeline.embed(ids, pictures)
+
+
+def _begun(system: str | None) -> _Conversation:
+    """A conversation in which nothing but ``system`` was said."""
+    return _Conversation((_message("system", system),)) if system else _Conversation()
 
 
 def _message(role: str, text: str) -> Message:

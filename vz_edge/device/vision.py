@@ -6,6 +6,8 @@ tile it kept (0 is CLS, patch p is p + 1), which is what the pictures of kept to
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -18,6 +20,7 @@ from vz_edge.bundle import Manifest
 from vz_edge.device.heap import give_back_freed_memory
 from vz_edge.device.image import ImageSource, Tiles, load_image, make_tiles, vanilla_token_order
 from vz_edge.device.mapped import MappedWeights
+from vz_edge.device.memory_check import QUESTION_TOKENS, is_short, memory_need, release_rule, spare_memory_bytes
 from vz_edge.device.runtime import CPU, Provider, import_onnxruntime, open_session, provider_name
 from vz_edge.errors import CorruptBundleError
 
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from onnxruntime import InferenceSession
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, repr=False)
@@ -83,27 +88,54 @@ def input_names(manifest: Manifest) -> set[str]:
     return names
 
 
-class VisionEncoder:
-    """Runs ``vision.onnx`` in ONNX Runtime; safe to use from several threads. ``weights`` are what it leaves mapped."""
+def log_look(tiles: Tiles) -> None:
+    """Say in the log what is looked at now."""
+    width, height = tiles.original_size
+    logger.info("looking at a picture of %d x %d pixels, %d tile(s)", width, height, len(tiles.pixel_values))
 
-    def __init__(self, session: InferenceSession, weights: MappedWeights, manifest: Manifest) -> None:
+
+class VisionEncoder:
+    """Runs ``vision.onnx`` in ONNX Runtime; safe to use from several threads.
+
+    On the CPU a picture's activations and the tower's weights are memory that the decoder, which runs next, could use.
+    Giving it back costs a third of the speed, since the next picture has to ask the system for every page anew; so it
+    is given back where ``release`` says so, which is asked before each picture. ``weights`` are what is left mapped.
+    """
+
+    def __init__(
+        self, session: InferenceSession, weights: MappedWeights, manifest: Manifest, release: Callable[[], bool]
+    ) -> None:
         self._session = session
         self._weights = weights
         self._model, self._image, self._budgets = manifest.model, manifest.image, manifest.budgets
         self._inputs = {value.name for value in session.get_inputs()}
         self._outputs = [value.name for value in session.get_outputs()]
-        self._run_options = import_onnxruntime().RunOptions()
-        if session.get_providers()[0] == CPU:
-            # A picture's activations are hundreds of MB that the decoder, which runs next, could use.
-            self._run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        self._release = release
+        self._shrinking = import_onnxruntime().RunOptions()
+        self._shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 
     @classmethod
     def open(
-        cls, folder: Path, manifest: Manifest, providers: Sequence[Provider], threads: int | None
+        cls,
+        folder: Path,
+        manifest: Manifest,
+        providers: Sequence[Provider],
+        threads: int | None,
+        release_memory: bool | None = None,
     ) -> VisionEncoder:
-        """Open the bundle's vision graph. Raises CorruptBundleError or ProviderError."""
-        # Quantised layers must be repacked for the processor; float ones are as fast where they lie.
-        leave_mapped = provider_name(providers[0]) == CPU and manifest.weights.vision_bits == 16
+        """Open the bundle's vision graph; ``release_memory`` as in ``EdgeModel.load``.
+
+        Raises CorruptBundleError or ProviderError.
+        """
+        on_cpu = provider_name(providers[0]) == CPU
+        need = memory_need(folder, manifest, QUESTION_TOKENS)
+        spare_bytes = spare_memory_bytes(need)
+        keeps = not on_cpu or release_memory is False
+        if on_cpu and release_memory is None:  # nothing is loaded yet
+            keeps = not is_short(need.total_bytes + spare_bytes)
+        # Float weights may lie in their file, whose pages can be given back; repacked they are a tenth faster
+        # (measured: CLIP-L, one tile). Quantised ones must be repacked.
+        leave_mapped = not keeps and manifest.weights.vision_bits == 16
         file = folder / "vision.onnx"
         session = open_session(file, providers, threads, leave_mapped)
         found = {value.name for value in (*session.get_inputs(), *session.get_overridable_initializers())}
@@ -115,7 +147,9 @@ class VisionEncoder:
                 "copy or export the bundle again"
             )
         weights = MappedWeights(folder / "vision.onnx.data")
-        return cls(session, weights, manifest)
+        if not leave_mapped:
+            weights.release()  # what repacking left mapped
+        return cls(session, weights, manifest, release_rule(spare_bytes, release_memory if on_cpu else False))
 
     def tile(self, source: ImageSource) -> Tiles:
         """As Vision.tile."""
@@ -126,9 +160,13 @@ class VisionEncoder:
         feeds = self._feeds(tiles)
         if budget is not None and len(self._budgets) > 1:
             feeds["budget"] = np.array([self._budgets.index(budget)])
-        found = self._session.run(self._outputs, feeds, self._run_options)
-        self._weights.release()
-        give_back_freed_memory()
+        log_look(tiles)
+        release = self._release()
+        found = self._session.run(self._outputs, feeds, self._shrinking if release else None)
+        if release:
+            self._weights.release()
+            give_back_freed_memory()
+            logger.debug("gave back what the picture took of memory")
         outputs = dict(zip(self._outputs, found, strict=True))
         return VisionResult(
             outputs["image_features"],

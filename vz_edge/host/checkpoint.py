@@ -17,9 +17,6 @@ The original LLaVA code has ``model.layers.0``, ``lm_head.weight``, ``model.mm_p
 
 Only headers are read when a checkpoint is opened. Numbers are read with plain reads into a fresh buffer: pages
 of a memory map would count as resident memory, and a 13B would look like 26 GB.
-
-A safetensors file is the length of its header (8 bytes, little-endian), the header (JSON: dtype, shape and
-byte range of each tensor), and the numbers.
 """
 
 from __future__ import annotations
@@ -35,6 +32,7 @@ import torch
 
 from vz_edge.errors import CheckpointError, MissingTensorError, TensorShapeError, UnsafeCheckpointError
 from vz_edge.host.precheck import check_tensors
+from vz_edge.host.safetensors_header import StoredTensor, read_header
 from vz_edge.host.weight import ALL_ROWS, Weight
 
 INDEX = "model.safetensors.index.json"
@@ -60,16 +58,6 @@ RENAMINGS = tuple(
         (r"^mm_projector\.2\.", "multi_modal_projector.linear_2."),
     )
 )
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """Where a tensor lies: ``offset`` is its first byte in the file."""
-
-    file: Path
-    offset: int
-    shape: tuple[int, ...]
-    dtype: str
 
 
 @dataclass(frozen=True)
@@ -185,6 +173,11 @@ def _shards(folder: Path) -> list[Path]:
         weight_map = read_json(folder / INDEX).get("weight_map")
         if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
             raise CheckpointError(f"{folder / INDEX} has no weight_map; download it again")
+        outside = [name for name in set(weight_map.values()) if Path(name).is_absolute() or ".." in Path(name).parts]
+        if outside:
+            raise CheckpointError(
+                f"{folder / INDEX} names {outside[0][:200]!r}, which is not in its folder; download it again"
+            )
         shards = [folder / name for name in sorted(set(weight_map.values()))]
         missing = [shard.name for shard in shards if not shard.exists()]
         if missing:
@@ -211,33 +204,18 @@ def _shards(folder: Path) -> list[Path]:
 
 
 def _read_shards(shards: list[Path]) -> dict[str, StoredTensor]:
-    found = {key: stored for shard in shards for key, stored in _read_header(shard).items()}
-    if shards:
-        check_tensors(((key, stored.dtype) for key, stored in found.items()), shards[0].parent)
-    return {canonical_name(key): stored for key, stored in found.items()}
-
-
-def _read_header(file: Path) -> dict[str, StoredTensor]:
-    """The tensors of one safetensors file by the names it has. Raises CheckpointError."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        header_bytes = int.from_bytes(stream.read(8), "little")
-        if 8 + header_bytes > size:
-            raise CheckpointError(f"{file} has {size} bytes and is cut off inside its header; download it again")
-        try:
-            header = json.loads(stream.read(header_bytes))
-            header.pop("__metadata__", None)
-            start = 8 + header_bytes
-            ends = [entry["data_offsets"][1] for entry in header.values()]
-            tensors = {
-                key: StoredTensor(file, start + entry["data_offsets"][0], tuple(entry["shape"]), entry["dtype"])
-                for key, entry in header.items()
-            }
-        except (ValueError, AttributeError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{file} is not a safetensors file (its header is malformed); download it") from error
-    expected = start + max(ends, default=0)
-    if size < expected:
-        raise CheckpointError(f"{file} is truncated: {size} bytes, expected {expected}; download it again")
+    tensors: dict[str, StoredTensor] = {}
+    for shard in shards:
+        stored = read_header(shard)
+        check_tensors(((key, tensor.dtype) for key, tensor in stored.items()), shards[0].parent)
+        for key, tensor in stored.items():
+            name = canonical_name(key)
+            if name in tensors:
+                raise CheckpointError(
+                    f"{shard} holds {key[:200]} ({name[:200]}), and so does {tensors[name].file}; expected each "
+                    "tensor once: save the checkpoint again"
+                )
+            tensors[name] = tensor
     return tensors
 
 

@@ -31,9 +31,7 @@ from vz_edge.bundle import (
     StopSpec,
     WeightSpec,
     bitsandbytes_weights,
-    check_target,
     default_weights,
-    staged_folder,
     write_manifest,
 )
 from vz_edge.errors import BudgetError, DiskSpaceError, ExportError
@@ -56,6 +54,7 @@ from vz_edge.host.text_files import check_text_files, stop_spec, write_chat_temp
 from vz_edge.host.vision_graph import build_vision
 from vz_edge.planning.memory import bundle_bytes, export_peak_rss_bytes, kv_cache_bytes_per_token
 from vz_edge.recipe import ModelSpec, PromptSpec
+from vz_edge.staging import check_target, staged_folder
 
 PRECISION = {"cpu": ir.DataType.FLOAT, "cuda": ir.DataType.FLOAT16}
 DISK_MARGIN = 1.02
@@ -163,7 +162,7 @@ def plan_export(request: ExportRequest) -> ExportPlan:
             ),
         },
     )
-    check_target(plan.out, plan.force)
+    check_target(plan.out, plan.force, source.folder)
     _check_disk(plan.out, plan.predicted["disk_bytes"])
     return plan
 
@@ -201,7 +200,7 @@ def resolve_budgets(request: ExportRequest, model: ModelSpec, default: int | Non
 
 def write_bundle(plan: ExportPlan, progress: Progress) -> Manifest:
     """Write the planned bundle to ``plan.out``; on any failure nothing is left there."""
-    with staged_folder(plan.out, plan.force) as staging:
+    with staged_folder(plan.out, plan.force, plan.source.folder) as staging:
         checkpoint, model, folder, image = plan.checkpoint, plan.model, plan.source.folder, plan.image
         write_tokenizer(folder, staging, model, is_original(checkpoint.config))
         write_chat_template(folder, staging, plan.prompt)

@@ -78,25 +78,24 @@ def image_spec(
     kind = _processor(settings, model.family)
     read = _Reader(values, where)
     mode = asked or _checkpoint_mode(read, kind, config, is_original) or fallback
+    normalised = read.flag("do_normalize")
     spec = ImageSpec(
         mode,
-        read.triple("image_mean", CLIP_PREPROCESSING["image_mean"]),
-        read.triple("image_std", CLIP_PREPROCESSING["image_std"], above_zero=True),
+        read.triple("image_mean", CLIP_PREPROCESSING["image_mean"]) if normalised else (0.0, 0.0, 0.0),
+        read.triple("image_std", CLIP_PREPROCESSING["image_std"], above_zero=True) if normalised else (1.0, 1.0, 1.0),
         read.number("rescale_factor", CLIP_PREPROCESSING["rescale_factor"]) if read.flag("do_rescale") else 1.0,
-        read.filter("resample"),
+        read.filter("resample") if read.flag("do_resize") or model.grid_pinpoints else CLIP_PREPROCESSING["resample"],
     )
     if mode == "pad":
         if model.grid_pinpoints:
             raise ExportError(
                 "--image-mode pad does not apply to a model with a grid of tiles, which pads by itself; leave it out"
             )
-        if not read.flag("do_normalize") or not all(0 <= mean <= 1 for mean in spec.mean):
+        if not normalised or not all(0 <= mean <= 1 for mean in spec.mean):
             raise UnsupportedModelError(
-                f"{where}: do_normalize {read.flag('do_normalize')!r} with image_mean {list(spec.mean)} is not "
-                "supported where pictures are padded with the mean colour; supported: true, with means from 0 to 1"
+                f"{where}: do_normalize {normalised!r} with image_mean {list(spec.mean)} is not supported where "
+                "pictures are padded with the mean colour; supported: true, with means from 0 to 1"
             )
-    if not read.flag("do_normalize"):
-        spec = replace(spec, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     if model.grid_pinpoints:
         _check_grid(read, model, is_original)
         return spec
@@ -109,14 +108,17 @@ def settings_to_write(settings: Settings) -> dict[str, Any]:
 
 
 class _Reader:
-    """Reads settings with their types checked; null is the class's default. Raises CheckpointError."""
+    """Reads settings with their types checked. Raises CheckpointError.
+
+    A missing one is the class's default. Null is not: transformers keeps it, and a switch of null is off.
+    """
 
     def __init__(self, values: Mapping[str, Any], where: str) -> None:
         self.values, self.where = values, where
 
     def flag(self, name: str, default: bool = True) -> bool:
         value = self._get(name, default)
-        return value if isinstance(value, bool) else self._refuse(name, "true or false")
+        return bool(value) if value is None or isinstance(value, bool) else self._refuse(name, "true or false")
 
     def number(self, name: str, default: float) -> float:
         value = self._get(name, default)
@@ -134,9 +136,9 @@ class _Reader:
 
     def filter(self, name: str) -> int:
         value = self._get(name, CLIP_PREPROCESSING[name])
-        return (
-            value if type(value) is int and 0 <= value <= 5 else self._refuse(name, "one of Pillow's filters, 0 to 5")
-        )
+        if type(value) is not int or not 0 <= value <= 5:
+            return self._refuse(name, "one of Pillow's filters, 0 to 5")
+        return value
 
     def size(self, name: str, side: int, square: bool) -> dict[str, int]:
         """As ``{"shortest_edge": n}`` or ``{"height": h, "width": w}``; a bare number is an edge, or a ``square``."""
@@ -154,8 +156,7 @@ class _Reader:
         return dict(value)
 
     def _get(self, name: str, default: Any) -> Any:
-        value = self.values.get(name)
-        return default if value is None else value
+        return self.values.get(name, default)
 
     def _refuse(self, name: str, expected: str) -> Any:
         raise CheckpointError(f"{self.where}: {name} is {self.values[name]!r}; expected {expected}")
@@ -203,8 +204,7 @@ def _check_grid(read: _Reader, model: ModelSpec, is_original: bool) -> None:
             )
     if is_original or not read.values:
         return
-    given = read.values.get("image_grid_pinpoints")
-    if grid_pinpoints(PINPOINTS if given is None else given, side) != model.grid_pinpoints:
+    if grid_pinpoints(read.values.get("image_grid_pinpoints", PINPOINTS), side) != model.grid_pinpoints:
         raise CheckpointError(
             f"{read.where}: image_grid_pinpoints are others than those of config.json, so that pictures are tiled in "
             "one way and read in another; take both files from the same repository"

@@ -1,9 +1,10 @@
 """Memory of an answer by stage and part, in bytes: what a device must have while a model looks and writes.
 
-Three backends. **ONNX Runtime** runs this package's bundles. On a GPU all weights stay there, but for the token table,
-which the host maps. On a processor the tower's weights are mapped and given back after each picture
-(``vz_edge/device/mapped.py``), so that the peak is the largest stage and not the sum. **bitsandbytes** is a bundle
-whose language model runs in transformers; its plan has not been held against a large model's measurement yet.
+Three backends. **ONNX Runtime** runs this package's bundles. On a GPU all weights stay there, but for the token
+table, which the host maps. On a processor whose memory is short the tower's weights are mapped and given back after
+each picture (``vz_edge/device/mapped.py``), so that the peak is the largest stage and not the sum: it is what is
+needed, and with memory to spare more is taken. **bitsandbytes** is a bundle whose language model runs in
+transformers; its plan has not been held against a large model's measurement yet.
 **transformers** is the paper's own code: LLaVA 1.2 on transformers 4.37 with bitsandbytes, as evaluated on an A800.
 
 The paper's memory table (arXiv 2412.04467, table 16: LLaVA-NeXT on ScienceQA, nvidia-smi's MiB) is explained by what

@@ -29,17 +29,24 @@ PICTURE_SEED = 0
 
 
 def prepare(
-    folder: Path, metered: str, providers: Sequence[str] | None, threads: int, device_id: int | None = None
+    folder: Path,
+    metered: str,
+    providers: Sequence[str] | None,
+    threads: int,
+    device_id: int | None = None,
+    release_memory: bool | None = None,
 ) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """Load the bundle; the returned function answers ``{"what": "load"}`` and ``{"what": "round", ...}``.
 
-    ``metered`` is ONNX Runtime's name of the processor whose memory is read; ``providers`` are as in
-    ``EdgeModel.load``, ``device_id`` is its ``device``.
+    ``metered`` is ONNX Runtime's name of the processor whose memory is read; ``device_id`` is the ``device`` of
+    ``EdgeModel.load``, the rest is as there.
     """
     meter = MemoryMeter(on_device(metered, device_id))
     cached = cached_share(path for path in sorted(folder.rglob("*")) if path.is_file())
     meter.begin_turn()
-    model = EdgeModel.load(folder, providers=providers, threads=threads, device=device_id)
+    model = EdgeModel.load(
+        folder, providers=providers, threads=threads, device=device_id, release_memory=release_memory
+    )
     loaded = {"load_sec": model.load_sec, "cached_share": cached, "memory": {"load": meter.end_stage()}}
 
     def handle(request: dict[str, Any]) -> dict[str, Any]:
@@ -111,8 +118,11 @@ def main() -> None:
     parser.add_argument("--metered", required=True)
     parser.add_argument("--providers", nargs="+")
     parser.add_argument("--device-id", type=int)
+    parser.add_argument("--release-memory", action="store_true", default=None)
+    parser.add_argument("--keep-memory", action="store_false", dest="release_memory", default=None)
     given = parser.parse_args()
-    serve(lambda: prepare(given.bundle, given.metered, given.providers, given.threads, given.device_id))
+    options = (given.threads, given.device_id, given.release_memory)
+    serve(lambda: prepare(given.bundle, given.metered, given.providers, *options))
 
 
 if __name__ == "__main__":

@@ -44,8 +44,8 @@ from vz_edge.recipe import ModelSpec
 class RunOptions:
     """What a user may choose; None takes what ``plan_run`` finds best.
 
-    ``picture_size`` is (width, height) in pixels: by default one that gives the most tiles. ``providers`` and
-    ``threads`` are as in ``EdgeModel.load``; ``device_id`` is its ``device``.
+    ``picture_size`` is (width, height) in pixels: by default one that gives the most tiles. ``providers``, ``threads``
+    and ``release_memory`` are as in ``EdgeModel.load``; ``device_id`` is its ``device``.
     """
 
     runs: int = 5
@@ -54,6 +54,7 @@ class RunOptions:
     providers: tuple[str, ...] | None = None
     threads: int | None = None
     device_id: int | None = None
+    release_memory: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,8 @@ def plan_run(folders: Sequence[Path], options: RunOptions) -> RunPlan:
         for folder, manifest in zip(folders, manifests, strict=True)
     ]
     _check_memory(bundles, size, options)
-    settings = Settings(size, QUESTION, options.answer_tokens, options.threads or physical_cores())
+    threads = options.threads or physical_cores()
+    settings = Settings(size, QUESTION, options.answer_tokens, threads, options.release_memory)
     in_torch = any(manifest.format == "bnb" for manifest in manifests)
     machine = environment((*RUN_PACKAGES, *TORCH_PACKAGES) if in_torch else RUN_PACKAGES)
     return RunPlan(tuple(bundles), settings, options.providers, options.runs, machine, options.device_id)
@@ -216,6 +218,8 @@ def _check_memory(bundles: Sequence[PlannedBundle], size: tuple[int, int], optio
 
 def _command(bundle: PlannedBundle, plan: RunPlan) -> list[str]:
     options = ["--threads", str(plan.settings.threads), "--metered", bundle.identity.providers[0]]
+    if plan.settings.release_memory is not None:
+        options.append("--release-memory" if plan.settings.release_memory else "--keep-memory")
     if plan.providers is not None:
         options += ["--providers", *plan.providers]
     if plan.device_id is not None:

@@ -66,12 +66,13 @@ class Identity:
 
 @dataclass(frozen=True)
 class Settings:
-    """What was asked of every bundle; ``picture_size`` is (width, height) in pixels."""
+    """What was asked of every bundle; ``picture_size`` is (width, height) in pixels, the last as in EdgeModel.load."""
 
     picture_size: tuple[int, int]
     question: str
     answer_tokens: int
     threads: int
+    release_memory: bool | None = None
 
 
 @dataclass(frozen=True)

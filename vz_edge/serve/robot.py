@@ -24,7 +24,7 @@ from vz_edge.errors import RequestError, VzEdgeError
 from vz_edge.strict import SchemaError, load
 from vz_edge.watch import Frame, IteratorSource, Result
 from vz_edge.watch.engine import Cancelled, Engine, Question
-from vz_edge.watch.reader import Reading, Taken
+from vz_edge.watch.reader import Reading
 from vz_edge.watch.watch import check_positive
 
 
@@ -107,7 +107,8 @@ class PushedCamera:
     """Answers about the newest frame of those that callbacks push.
 
     ``questions``, if there are any, are asked about each frame that is the newest when its turn comes, in a thread of
-    its own, which calls ``on_result``. Beside that, ``ask`` answers others at once.
+    its own, which calls ``on_result``. Beside that, ``ask`` answers others, in the same session: a frame is looked at
+    and read once, whatever is asked about it.
     """
 
     def __init__(
@@ -120,8 +121,6 @@ class PushedCamera:
         """Raises RequestError, BudgetError and ContextLengthError; those of ``settings`` without questions too."""
         check_positive(every=settings.every, deadline=settings.deadline, unchanged_below=settings.unchanged_below)
         model.manifest.budget_of(settings.tokens)
-        self._model = model
-        self._settings = settings
         self._closed = False
         self._count = 0
         self._newest: Reading | None = None
@@ -131,6 +130,16 @@ class PushedCamera:
         if questions:
             watch = model.watch(source, questions, stalled_after=None, **vars(settings))
             self._background = watch.background(on_result)
+        else:
+            self._engine = Engine(
+                model,
+                model.session(settings.system),
+                (),
+                settings.tokens,
+                settings.deadline,
+                settings.unchanged_below,
+                lambda: self._closed,
+            )
 
     def put(self, frame: Frame) -> None:
         """Take in a frame, without waiting. Raises what ended the watch, where something did."""
@@ -141,13 +150,14 @@ class PushedCamera:
 
     def ask(self, questions: Sequence[Question]) -> Result:
         """Answer ``questions`` about the newest frame, in this thread. Raises RequestError, ContextLengthError."""
-        if self._newest is None:
+        newest = self._newest
+        if newest is None:
             raise RequestError("no picture has come yet; check the camera and the name of its topic or input")
-        settings = self._settings
-        session = self._model.session(settings.system)
-        engine = Engine(self._model, session, questions, settings.tokens, settings.deadline, None, lambda: self._closed)
+        if self._background is not None:
+            return self._background.ask(newest, questions)
         try:
-            return engine.answer(Taken(self._newest, dropped=0, monotonic_sec=time.monotonic()))
+            with self._engine.turn(of_the_moment=True):
+                return self._engine.ask(newest, questions)
         except Cancelled:
             raise RequestError("the camera was stopped before the answer; start it and ask again") from None
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from vz_edge.watch.engine import Question
+from vz_edge.watch.reader import Reading
 from vz_edge.watch.result import Result
 from vz_edge.watch.watch import Watch
 
@@ -18,6 +20,10 @@ class Background:
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="vz-edge-watch-results", daemon=True)
         self._thread.start()
+
+    def ask(self, reading: Reading, questions: Sequence[Question]) -> Result:
+        """As ``Watch.ask``."""
+        return self._watch.ask(reading, questions)
 
     def join(self, timeout_sec: float | None = None) -> bool:
         """Wait for the end; False where it does not come in time. Raises what the watch or ``on_result`` ended with."""

@@ -6,7 +6,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -20,10 +20,12 @@ from vz_edge.device.vision import VisionResult
 from vz_edge.errors import RequestError, VzEdgeError
 from vz_edge.watch.frame import Frame, picture_of
 from vz_edge.watch.gate import change
-from vz_edge.watch.reader import Clock, Taken
+from vz_edge.watch.reader import Clock, Reading, Taken
 from vz_edge.watch.result import Result, Timings
+from vz_edge.watch.turns import Turns
 
 Question = str | tuple[str, AskOptions]
+NO_QUESTIONS = "there are no questions; expected at least one"
 
 
 class Cancelled(Exception):  # noqa: N818 - what was asked for, no error
@@ -34,14 +36,19 @@ class Cancelled(Exception):  # noqa: N818 - what was asked for, no error
 class _Seen:
     """The picture that questions are about: its tiles, what the vision graph made of it, and what was said about it."""
 
+    frame: Frame
     tiles: Tiles
     picture: VisionResult
     in_cache: bool = False  # whether the session has read it
+    answered: bool = False  # whether there is a result of ``answer`` about it
     replies: dict[int, Reply] = field(default_factory=dict)  # by question; those that asking again would give again
 
 
 class Engine:
-    """Answers the same questions about one frame after another, in one session. For one thread at a time."""
+    """Answers the same questions about one frame after another, in one session; beside them, others of the moment.
+
+    For several threads: whoever answers has to have the ``turn``.
+    """
 
     def __init__(
         self,
@@ -56,11 +63,9 @@ class Engine:
     ) -> None:
         """``cancelled`` is asked between pieces of text; the rest is as in ``EdgeModel.watch``.
 
-        Raises RequestError and BudgetError.
+        ``questions`` may be none, where all are of the moment. Raises RequestError and BudgetError.
         """
-        self._questions = checked_questions(questions)
-        for question, options in self._questions:
-            model.stream(None, question, **options)  # raises what is wrong with it, and begins nothing
+        self._questions = _checked(model, questions)
         self._model = model
         self._budget = model.manifest.budget_of(tokens)
         self._session = session
@@ -69,6 +74,11 @@ class Engine:
         self._cancelled = cancelled
         self._clock = clock
         self._seen: _Seen | None = None
+        self._turns = Turns()
+
+    def turn(self, of_the_moment: bool = False) -> AbstractContextManager[None]:
+        """Wait for the turn, and have it meanwhile; a question ``of_the_moment`` goes before the next frame."""
+        return self._turns.take(urgent=of_the_moment)
 
     @property
     def question_count(self) -> int:
@@ -80,23 +90,38 @@ class Engine:
 
         Raises Cancelled, RequestError where the model was closed, and others.
         """
+        return self._result(taken, self._questions, of_the_moment=False)
+
+    def ask(self, reading: Reading, questions: str | Sequence[Question]) -> Result:
+        """The answers to questions of the moment about a frame, which was not dropped for them.
+
+        It is not looked at again where it is the one that the KV cache holds, and ``answer`` does not look at it again.
+        The deadline begins now. ``changed`` says whether it was looked at. Raises RequestError, and as ``answer``.
+        """
+        if not (asked := _checked(self._model, questions)):
+            raise RequestError(NO_QUESTIONS)
+        return self._result(Taken(reading, 0, self._clock()), asked, of_the_moment=True)
+
+    def _result(self, taken: Taken, questions: Sequence[tuple[str, AskOptions]], of_the_moment: bool) -> Result:
         self._model.check_open()
-        reading, frame = taken.reading, taken.reading.frame
+        reading = taken.reading
         due = math.inf if self._deadline is None else taken.monotonic_sec + self._deadline
         seconds: defaultdict[str, float] = defaultdict(float)
-        replies: list[Reply | None] = [None] * len(self._questions)
+        replies: list[Reply | None] = [None] * len(questions)
         changed, errors = True, list[VzEdgeError]()
         try:
-            seen = self._look(frame, seconds)
+            seen = self._look(reading.frame, seconds)
         except VzEdgeError as error:
             errors.append(error)
         else:
             changed, self._seen = seen is not self._seen, seen
-            replies, errors = self._ask_all(seen, due, seconds)
+            if not of_the_moment:  # which may have looked at it before
+                changed, seen.answered = not seen.answered, True
+            replies, errors = self._ask_all(seen, questions, due, seconds, {} if of_the_moment else seen.replies)
         ready = self._clock()
         return Result(
-            frame_id=reading.number if frame.id is None else frame.id,
-            stamp_sec=frame.stamp_sec,
+            frame_id=reading.number if reading.frame.id is None else reading.frame.id,
+            stamp_sec=reading.frame.stamp_sec,
             captured_at=reading.wall_sec,
             captured_monotonic_sec=reading.monotonic_sec,
             age_sec=taken.monotonic_sec - reading.monotonic_sec,
@@ -111,6 +136,10 @@ class Engine:
 
     def _look(self, frame: Frame, seconds: defaultdict[str, float]) -> _Seen:
         """The picture to ask about: this frame's or, where that is as good as the same, the one before."""
+        if self._cancelled():
+            raise Cancelled
+        if self._seen is not None and self._seen.frame is frame:
+            return self._seen
         with _timed(seconds, "preprocess_sec"):
             tiles = self._model.vision.tile(picture_of(frame))
             if self._seen is not None and self._unchanged_below is not None:
@@ -119,24 +148,33 @@ class Engine:
                 if difference < self._unchanged_below:
                     return self._seen
         with _timed(seconds, "vision_sec"):
-            return _Seen(tiles, self._model.vision.encode(tiles, self._budget))
+            return _Seen(frame, tiles, self._model.vision.encode(tiles, self._budget))
 
     def _ask_all(
-        self, seen: _Seen, due: float, seconds: defaultdict[str, float]
+        self,
+        seen: _Seen,
+        questions: Sequence[tuple[str, AskOptions]],
+        due: float,
+        seconds: defaultdict[str, float],
+        known: dict[int, Reply],
     ) -> tuple[list[Reply | None], list[VzEdgeError]]:
+        """The replies, those ``known`` by the question's place not asked for again, and what went wrong."""
         replies, errors = list[Reply | None](), list[VzEdgeError]()
-        for index in range(len(self._questions)):
+        for index, question in enumerate(questions):
             try:
-                replies.append(self._reply(seen, index, due, seconds))
+                reply = known.get(index) or self._reply(seen, question, due, seconds)
+                if reply is not None and _repeatable(question[1], reply):
+                    known[index] = reply
+                replies.append(reply)
             except VzEdgeError as error:  # this question's; the others may still be answered
                 replies.append(None)
                 errors.append(error)
         return replies, errors
 
-    def _reply(self, seen: _Seen, index: int, due: float, seconds: defaultdict[str, float]) -> Reply | None:
+    def _reply(
+        self, seen: _Seen, question: tuple[str, AskOptions], due: float, seconds: defaultdict[str, float]
+    ) -> Reply | None:
         """The answer to a question, or None where its time is over before it is begun."""
-        if index in seen.replies:
-            return seen.replies[index]
         if self._cancelled():
             raise Cancelled
         if not seen.in_cache and self._clock() < due:
@@ -145,13 +183,9 @@ class Engine:
         left = due - self._clock()
         if left <= 0:
             return None
-        question, options = self._questions[index]
-        reply = self._ask(question, options, left)
+        reply = self._ask(*question, left)
         seconds["prefill_sec"] += reply.prefill_sec
         seconds["decode_sec"] += reply.decode_sec
-        greedy_or_seeded = not options.get("temperature") or options.get("seed") is not None
-        if greedy_or_seeded and not _cut_short(reply):
-            seen.replies[index] = reply
         return reply
 
     def _ask(self, question: str, options: AskOptions, left_sec: float) -> Reply:
@@ -166,14 +200,15 @@ class Engine:
         return stream.reply
 
 
-def checked_questions(questions: str | Sequence[Question]) -> list[tuple[str, AskOptions]]:
-    """Questions with their options, each at least as a pair; a string is one question. Raises RequestError."""
+def _checked(model: EdgeModel, questions: str | Sequence[Question]) -> list[tuple[str, AskOptions]]:
+    """Questions with their options; a string is one question. Raises RequestError for what is wrong with one."""
     asked = [questions] if isinstance(questions, str) else questions
     if not isinstance(asked, (list, tuple)):
         raise RequestError(f"questions {shown(questions)} are not understood; expected a question, or a list of them")
-    if not asked:
-        raise RequestError("there are no questions; expected at least one")
-    return [_pair(question) for question in asked]
+    pairs = [_pair(question) for question in asked]
+    for question, options in pairs:
+        model.stream(None, question, **options)  # raises what is wrong with it, and begins nothing
+    return pairs
 
 
 def _pair(question: object) -> tuple[str, AskOptions]:
@@ -186,6 +221,12 @@ def _pair(question: object) -> tuple[str, AskOptions]:
             "('Is the door open?', {'max_new_tokens': 5})"
         )
     return words, cast(AskOptions, dict(options))
+
+
+def _repeatable(options: AskOptions, reply: Reply) -> bool:
+    """Whether asking again would give that reply again."""
+    greedy_or_seeded = not options.get("temperature") or options.get("seed") is not None
+    return greedy_or_seeded and not _cut_short(reply)
 
 
 def _cut_short(reply: Reply | None) -> bool:

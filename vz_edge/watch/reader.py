@@ -6,6 +6,7 @@ was taken. Every frame that was read is in the end either taken or dropped, and 
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
@@ -22,6 +23,8 @@ Clock = Callable[[], float]
 # Stamps of a day's clock are exact to 0.24 us as floats; a frame that is just due must not be passed over for that.
 STAMP_ERROR_SEC = 1e-6
 LONGEST_WAIT_SEC = 3600.0  # then it is looked at the clock again; a lock waits no longer than threading.TIMEOUT_MAX
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,11 +126,8 @@ class Slot:
             while not self._closed and (left := until - self._clock()) > 0:
                 self._changed.wait(min(left, LONGEST_WAIT_SEC))
 
-    def take(self, stalled_after: float | None) -> Taken | None:
-        """The frame that waits, or else the next one; None at the end.
-
-        Raises SourceError where the source failed, had no frame at all, or none for ``stalled_after`` seconds.
-        """
+    def wait(self, stalled_after: float | None) -> None:
+        """Return when ``take`` would not wait. Raises SourceError where no frame came for ``stalled_after`` seconds."""
         with self._changed:
             while self._waiting is None and not self._ended and not self._closed:
                 left = math.inf if stalled_after is None else self._moved + stalled_after - self._clock()
@@ -136,6 +136,14 @@ class Slot:
                         f"the source gave no frame for {stalled_after:g} s; check the camera, or raise stalled_after"
                     )
                 self._changed.wait(None if left == math.inf else min(left, LONGEST_WAIT_SEC))
+
+    def take(self, stalled_after: float | None) -> Taken | None:
+        """The frame that waits, or else the next one; None at the end.
+
+        Raises SourceError where the source failed, had no frame at all, or none for ``stalled_after`` seconds.
+        """
+        with self._changed:
+            self.wait(stalled_after)
             if self._waiting is None:
                 if not self._closed:
                     self._raise_failure()
@@ -179,20 +187,27 @@ class Slot:
 def read(source: Source, slot: Slot, every: float | None, clock: Clock = time.monotonic) -> None:
     """Put the frames of ``source`` into ``slot`` until either ends: the body of the reader's thread.
 
-    Of a recorded source, frames whose stamps lie less than ``every`` seconds from the last one's are passed over.
+    Of a recorded source, frames whose stamps lie less than ``every`` seconds from the last one's are passed over. Those
+    without stamps, as the pictures of a folder, are all put, which a warning of the log says.
     """
     error: BaseException | None = None
     slot.begin()
+    logger.info("opening the source of frames")
     try:
         with closing(source.frames()) as frames:
             started_at = last_stamp = None
+            warned = False
             for frame in frames:
                 if source.delivery == "replayed":
                     stamp = _stamp_of(frame, "realtime=True")
                     started_at = clock() - stamp if started_at is None else started_at
                     slot.pause(until=started_at + stamp)
                 too_soon = False
-                if source.delivery == "recorded" and every is not None:
+                if source.delivery == "recorded" and every is not None and frame.stamp_sec is None:
+                    if not warned:
+                        logger.warning("every=%g passes over none of these frames, which have no time stamps", every)
+                    warned = True
+                elif source.delivery == "recorded" and every is not None:
                     stamp = _stamp_of(frame, f"every={every:g}")
                     too_soon = last_stamp is not None and abs(stamp - last_stamp) < every - STAMP_ERROR_SEC
                     last_stamp = last_stamp if too_soon else stamp

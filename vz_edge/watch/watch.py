@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from vz_edge.arguments import number, shown
 from vz_edge.errors import RequestError
 from vz_edge.metrics import Metrics
-from vz_edge.watch.engine import Cancelled, Engine, Question
-from vz_edge.watch.reader import Clock, Slot, read
+from vz_edge.watch.engine import NO_QUESTIONS, Cancelled, Engine, Question
+from vz_edge.watch.reader import Clock, Reading, Slot, read
 from vz_edge.watch.result import Result
 from vz_edge.watch.source import Source
 from vz_edge.watch.watch_metrics import WatchMetrics
@@ -78,6 +78,8 @@ class Watch(Iterator[Result], AsyncIterator[Result]):
             lambda: slot.closed,
             clock,
         )
+        if not self._engine.question_count:
+            raise RequestError(NO_QUESTIONS)
         # Neither the thread nor the slot knows the watch: one that is forgotten is collected, and its reader ends.
         self._reader = threading.Thread(
             target=read, args=(source, slot, every, clock), name="vz-edge-watch", daemon=True
@@ -112,15 +114,30 @@ class Watch(Iterator[Result], AsyncIterator[Result]):
             self._reader.start()
         if self._every is not None:
             self._slot.pause(self._next_take)
-        taken = self._slot.take(self._stalled_after)
-        if taken is None:
-            return None
-        if self._every is not None:
-            self._next_take = taken.monotonic_sec + self._every
+        self._slot.wait(self._stalled_after)
+        with self._engine.turn():  # a frame is taken when work on it can begin: it is the newest then
+            taken = self._slot.take(self._stalled_after)
+            if taken is None:
+                return None
+            if self._every is not None:
+                self._next_take = taken.monotonic_sec + self._every
+            try:
+                return self._engine.answer(taken)
+            except Cancelled:
+                return None
+
+    def ask(self, reading: Reading, questions: Sequence[Question]) -> Result:
+        """Answer questions of the moment about a frame of this watch, from any thread, in the watch's own session.
+
+        They wait for the frame that is being answered and go before the next one. A frame that was looked at for them
+        is not looked at again when its turn comes, and the other way round. Raises RequestError, also where the watch
+        was closed.
+        """
         try:
-            return self._engine.answer(taken)
+            with self._engine.turn(of_the_moment=True):
+                return self._engine.ask(reading, questions)
         except Cancelled:
-            return None
+            raise RequestError("the watch was closed before the answer; watch anew and ask again") from None
 
     def close(self) -> None:
         """End the watch: an answer that is being written ends with its next piece of text, the source is released.

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from vz_edge.device.doctor.finding import Finding
-from vz_edge.device.machine import meminfo_bytes, memory_limit_bytes
+from vz_edge.device.machine import meminfo_bytes, memory_left_bytes, memory_limit_bytes
 
 # llava-1.5-7b at 4 bits for the CPU, the smallest real bundle: 'vz-edge inspect llava-1.5-7b'.
 SMALLEST_BUNDLE_BYTES = 5_115_463_680
@@ -21,7 +21,7 @@ def memory_finding(root: Path = Path("/")) -> Finding:
     limit = memory_limit_bytes(root)
     group = ""
     if limit is not None and limit < total:
-        total, available = limit, min(available, limit)
+        total, available = limit, min(available, memory_left_bytes(root) or 0)
         group = ", limited by the container's control group"
     detail = f"{_gigabytes(available)} available of {_gigabytes(total)}{group}"
     if available < SMALLEST_BUNDLE_BYTES:

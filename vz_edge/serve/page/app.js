@@ -51,10 +51,12 @@ function showBudget() {
 
 async function take(blob) {
   tell(null);
+  $("send").disabled = true; // what is asked now would be asked about the picture before
   let picture;
   try {
     picture = await createImageBitmap(blob);
   } catch {
+    $("send").disabled = !state.seen || isAnswering();
     return tell(new Refusal("This file is no picture that the browser can read; JPEG, PNG, WebP and GIF are."));
   }
   beginAnew();
