@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 import time
 from pathlib import Path
 
@@ -18,11 +19,14 @@ SAID_ELSEWHERE = re.compile(
 SAID_HERE = {"COLUMNS": "80", "TERM": "dumb", "LC_ALL": "C.UTF-8", "TZ": "UTC", "HF_HUB_OFFLINE": "1"}
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Tests and the processes that they start read the same environment wherever they run."""
     for name in filter(SAID_ELSEWHERE.fullmatch, list(os.environ)):
         del os.environ[name]
     os.environ.update(SAID_HERE)
+    cache = tempfile.TemporaryDirectory(prefix="vz-edge-cache-")  # where profiles of this machine are kept
+    os.environ["XDG_CACHE_HOME"] = cache.name
+    config.add_cleanup(cache.cleanup)
     if hasattr(time, "tzset"):
         time.tzset()
     os.umask(0o022)

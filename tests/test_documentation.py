@@ -40,6 +40,7 @@ NOT_RUN = {
     "make": "runs this test",
     "vz-edge export --model llava-next-13b": "downloads 26.7 GB from the hub; tests export vz-demo",
     "vz-edge serve": "runs until it is stopped; tests/serve starts servers",
+    "vz-edge profile llava-13b llava-7b": "takes half a minute; tests/cli/test_profile.py measures two bundles",
     "vz-edge doctor": "its exit status is this machine's; tests/device/test_doctor.py",
     "openssl": "a program of the system",
     "curl": "asks a server on another machine",

@@ -217,7 +217,7 @@ def test_what_a_person_gets_wrong_is_one_line_and_status_2(folder: Path) -> None
         "go together": (*export, "--dominant", "9"),
         "give one or the other": (*export, "--dominant", "9", "--contextual", "3", "--tokens", "90"),
         "replace it with --force": ("export", "--model", checkpoint, "--out", bundle),
-        "not a bundle, so --force": ("export", "--model", checkpoint, "--out", checkpoint, "--force"),
+        "is the checkpoint": ("export", "--model", checkpoint, "--out", checkpoint, "--force"),
         "pickle": ("export", "--model", folder / "pickled", "--out", folder / "never"),
         "empty.png cannot be read": ("run", bundle, "--image", folder / "empty.png", "what?"),
         "absent.png does not exist": ("run", bundle, "--image", folder / "absent.png", "what?"),
