@@ -14,6 +14,7 @@ records no parity.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import tempfile
 import time
@@ -33,8 +34,9 @@ from vz_edge.bundle import FORMAT_VERSION, Manifest, WeightSpec, default_weights
 from vz_edge.host.decoder_graph import DecoderQuant, build_decoder
 from vz_edge.host.export import PRECISION
 from vz_edge.host.graph import GraphBuilder
+from vz_edge.host.preprocessing import image_spec, read_settings, settings_to_write
 from vz_edge.host.quant import quant_config
-from vz_edge.host.text_files import stop_spec, write_chat_template, write_preprocessing, write_tokenizer
+from vz_edge.host.text_files import stop_spec, write_chat_template, write_tokenizer
 from vz_edge.host.vision_graph import build_vision
 from vz_edge.host.weight import ALL_ROWS, Weight
 from vz_edge.planning.memory import embedding_rows, kv_cache_bytes_per_token
@@ -170,10 +172,13 @@ def make_bundle(shape: str, folder: Path, weights: WeightSpec, tokens: str, targ
     precision, source = PRECISION[target], NoCheckpoint()
     with staged_folder(folder, force=True) as staging, tempfile.TemporaryDirectory() as configs:
         write_configs(model, Path(configs), "all")
-        write_tokenizer(Path(configs), staging, model)
+        config = llava_config(model)
+        write_tokenizer(Path(configs), staging, model, is_original=False)
         write_chat_template(Path(configs), staging, None)
-        image = write_preprocessing(Path(configs), staging, "stock")
-        stop = stop_spec(Path(configs), llava_config(model), staging / "tokenizer.json", None)
+        settings = read_settings(Path(configs), config)
+        (staging / "preprocessor_config.json").write_text(json.dumps(settings_to_write(settings)), encoding="utf-8")
+        image = image_spec(settings, config, model, None, "stock")
+        stop = stop_spec(Path(configs), config, staging / "tokenizer.json", None)
         linear, head = (quant_config(bits, weights) for bits in (weights.bits, weights.lm_head_bits))
         decoder = build_decoder(source, model.decoder, precision, DecoderQuant(linear, head))  # type: ignore[arg-type]
         vision_quant = quant_config(weights.vision_bits, weights)
