@@ -1,22 +1,23 @@
 """A process in which a grammar is tried before the model's own process compiles it.
 
-Compiling a schema is native code over a stranger's text. Some schemas overflow its stack, some take gigabytes, some take
-hours; none of these is an error that could be caught. A compiled grammar cannot be sent from one process to another,
-so there are two ways: the whole matcher lives in the child, or the child is a trial. It is a trial: the child compiles
-the same text over the same tokens, takes the first steps of an answer, and says how it went; only then the parent
-compiles it, at the same cost, which is known to be small by now. The other way would need a message per token, and
-where one grammar ended the child, all answers that are being written would end with it. Behind the first steps
-llguidance's own bounds hold: each step has a budget of work and of states, and one that needs more is an AnswerError.
+Compiling a schema is native code over a stranger's text. Some schemas overflow its stack, some take gigabytes, some
+take hours; none of these is an error that could be caught. A compiled grammar cannot be sent to another process, so
+there are two ways: the whole matcher lives in the child, or the child is a trial. It is a trial: the child compiles the
+same text over the same tokens, takes the first steps of an answer, and says how it went; only then the parent compiles
+it, at the same cost, which is known to be small by now. The other way would need a message per token, and where one
+grammar ended the child, all answers that are being written would end with it. Behind the first steps llguidance's own
+bounds hold: each step has a budget of work and of states, and one that needs more is an AnswerError.
 
 The child's stack is smaller than a thread's of the parent, so what passes here does not overflow there. It is started
 with the first grammar, kept for the next ones, and started anew where one ended it.
 
-A line of JSON goes each way. First ``{"tokenizer": ..., "size": ..., "stop_ids": ...}`` -> ``{}``, then for each grammar
-``{"source": ...}`` -> ``{}`` or ``{"error": ...}``.
+A line of JSON goes each way. First ``{"tokenizer": ..., "size": ..., "stop_ids": ...}`` -> ``{}``, then for each
+grammar ``{"source": ...}`` -> ``{}`` or ``{"error": ...}``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -142,10 +143,8 @@ def _end(child: subprocess.Popen[bytes], owner: int) -> None:
     child.wait()
     for pipe in (child.stdin, child.stdout):
         if pipe is not None:
-            try:
+            with contextlib.suppress(OSError):  # what was not read goes with it
                 pipe.close()
-            except OSError:  # what was not read goes with it
-                pass
 
 
 def _how(status: int | None) -> str:
