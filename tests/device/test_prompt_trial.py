@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
     ],
 )
 def test_operators_make_nothing_huge(template: str) -> None:
-    with pytest.raises(RequestError, match="cannot write these messages down: the result of .* is too large"):
+    with pytest.raises(RequestError, match=r"cannot write these messages down: the result of .* is too large"):
         render_template(template, messages_of("hello", 0), {})
 
 

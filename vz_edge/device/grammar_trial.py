@@ -12,7 +12,7 @@ The child's stack is smaller than a thread's of the parent, so what passes here 
 with the first grammar, kept for the next ones, and started anew where one ended it.
 
 A line of JSON goes each way. First ``{"tokenizer": ..., "size": ..., "stop_ids": ...}`` -> ``{}``, then for each
-grammar ``{"source": ...}`` -> ``{}`` or ``{"error": ...}``.
+grammar ``{"source": ...}`` -> ``{"heavy": ...}`` or ``{"error": ...}``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from vz_edge.device.limited import limit_memory, limit_processor_time
+from vz_edge.device.limited import limit_memory, limit_processor_time, resident_bytes
 from vz_edge.device.matcher import new_matcher, token_table
 from vz_edge.errors import DependencyError, RequestError, VzEdgeError
 
@@ -41,6 +41,7 @@ LONGEST_WAIT_SEC = 30.0  # on a machine that has other work
 SHORTEST_WAIT_SEC = 1.0  # a deadline that is all but over still admits an ordinary schema
 TRIAL_BYTES = 256 * 2**20
 STACK_BYTES = 2**20  # a thread of Python's has 8 MiB on Linux
+HEAVY_BYTES = 8 * 2**20  # of a grammar that is not kept
 STEPS = 8  # tokens of an answer that is tried
 
 
@@ -53,8 +54,11 @@ class GrammarTrial:
         self._child: subprocess.Popen[bytes] | None = None
         self._owner = 0
 
-    def check(self, source: str, within_sec: float = LONGEST_WAIT_SEC) -> None:
-        """Raise RequestError unless ``source`` compiles within the bounds, and DependencyError without a child."""
+    def check(self, source: str, within_sec: float = LONGEST_WAIT_SEC) -> bool:
+        """Whether the grammar of ``source`` is small enough to be kept.
+
+        Raises RequestError unless it compiles within the bounds, and DependencyError without a child.
+        """
         until = time.monotonic() + max(SHORTEST_WAIT_SEC, min(within_sec, LONGEST_WAIT_SEC))
         if not self._lock.acquire(timeout=until - time.monotonic()):
             raise RequestError("the schema's turn to be compiled did not come before the deadline; try again later")
@@ -62,10 +66,13 @@ class GrammarTrial:
             answer = self._exchange(self._running(), {"source": source}, until - time.monotonic())
             if answer is None:
                 raise RequestError(f"the schema cannot be compiled: {self._bury()}; simplify it")
+            if answer.get("heavy"):  # what it leaves behind would hide what the next ones take
+                self._bury()
         finally:
             self._lock.release()
         if "error" in answer:
             raise RequestError(answer["error"])
+        return not answer["heavy"]
 
     def close(self) -> None:
         """End the child, and with it a trial that runs; the next grammar would start another one."""
@@ -184,13 +191,16 @@ def _serve() -> None:
     hello = json.loads(sys.stdin.buffer.readline())
     table = token_table(hello["tokenizer"], hello["size"], hello["stop_ids"])
     limit_memory(TRIAL_BYTES)
+    at_first = resident_bytes()
     _say({})
     for line in sys.stdin.buffer:
         limit_processor_time(TRIAL_SEC)
+        answer: dict[str, Any]
         try:
             _, matcher = new_matcher(table, json.loads(line)["source"])
             _walk(matcher)
-            answer = {}
+            answer = {"heavy": resident_bytes() - at_first > HEAVY_BYTES}
+            del matcher
         except VzEdgeError as error:
             answer = {"error": str(error)}
         limit_processor_time(0)

@@ -169,27 +169,29 @@ class GrammarCompiler:
                 return kept
         table = self._shared_table()
         assert self._trial is not None
-        self._trial.check(source, within_sec)
+        is_small = self._trial.check(source, within_sec)
         compiled = new_matcher(table, source)
         with self._lock:
-            self._kept[source] = compiled
+            if is_small:
+                self._kept[source] = compiled
             while len(self._kept) > KEPT_GRAMMARS:
                 self._kept.popitem(last=False)
         return compiled
 
     def _shared_table(self) -> LLTokenizer:
+        try:
+            import llguidance  # noqa: F401
+        except ImportError as error:
+            raise DependencyError(
+                f"schema needs the package llguidance ({error}); {install_command('schema')}, or give a list of "
+                "choices, which does not"
+            ) from error
         with self._lock:
             if self._table is None:
                 # Tokens beyond the logits are in the table and never allowed; logits beyond the tokens neither.
                 size = max(self._vocab_size, self._tokenizer.get_vocab_size())
                 tokenizer_json = self._tokenizer.to_str()
-                try:
-                    self._table = token_table(tokenizer_json, size, self._stop_ids)
-                except ImportError as error:
-                    raise DependencyError(
-                        f"schema needs the package llguidance ({error}); {install_command('schema')}, or give a list "
-                        "of choices, which does not"
-                    ) from error
+                self._table = token_table(tokenizer_json, size, self._stop_ids)
                 self._trial = GrammarTrial(tokenizer_json, size, self._stop_ids)
             return self._table
 
