@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import http.client
 import logging
+import resource
 import socket
 import threading
 import time
 from collections.abc import Iterator
 
-import httpx
 import pytest
 import uvicorn
 from starlette.responses import PlainTextResponse
@@ -30,8 +32,6 @@ class App:
         self.go = threading.Event()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        import asyncio
-
         if scope["path"] == "/held":
             self.holding.release()
             while not self.go.is_set():
@@ -75,7 +75,11 @@ def is_closed(connection: socket.socket) -> bool:
 
 
 def status(port: int, path: str) -> int:
-    return httpx.get(f"http://127.0.0.1:{port}{path}", timeout=WAIT_SEC).status_code
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=WAIT_SEC)) as connection:
+        connection.request("GET", path, headers={"Connection": "close"})
+        response = connection.getresponse()
+        response.read()
+        return response.status
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /health HTTP/1.1\r\nHost: a\r\nX: "])
@@ -132,6 +136,4 @@ def test_who_does_not_read_loses_the_connection() -> None:
 
 
 def test_the_cap_is_below_the_limit_of_files() -> None:
-    import resource
-
     assert 4 <= most_connections() <= max(4, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
