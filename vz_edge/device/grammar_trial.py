@@ -52,6 +52,7 @@ class GrammarTrial:
         self._hello = {"tokenizer": tokenizer_json, "size": size, "stop_ids": stop_ids}
         self._lock = threading.Lock()
         self._child: subprocess.Popen[bytes] | None = None
+        self._finish: weakref.finalize[..., GrammarTrial] | None = None
         self._owner = 0
 
     def check(self, source: str, within_sec: float = LONGEST_WAIT_SEC) -> bool:
@@ -63,7 +64,12 @@ class GrammarTrial:
         if not self._lock.acquire(timeout=until - time.monotonic()):
             raise RequestError("the schema's turn to be compiled did not come before the deadline; try again later")
         try:
-            answer = self._exchange(self._running(), {"source": source}, until - time.monotonic())
+            child = self._running()
+            try:
+                answer = self._exchange(child, {"source": source}, until - time.monotonic())
+            except BaseException:  # as Ctrl-C: its answer must not become the next one's
+                self._bury()
+                raise
             if answer is None:
                 raise RequestError(f"the schema cannot be compiled: {self._bury()}; simplify it")
             if answer.get("heavy"):  # what it leaves behind would hide what the next ones take
@@ -85,8 +91,7 @@ class GrammarTrial:
         """The child; a new one where there is none, or where this process is a fork and the child another's."""
         if self._child is not None and self._owner == os.getpid() and self._child.poll() is None:
             return self._child
-        if self._child is not None and self._owner == os.getpid():
-            self._bury()
+        self._bury()
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path),
@@ -106,7 +111,7 @@ class GrammarTrial:
                 f"a schema is tried in a process of its own, and none can be started ({error}); free what is short"
             ) from error
         self._child, self._owner = child, os.getpid()
-        weakref.finalize(self, _end, child, os.getpid())
+        self._finish = weakref.finalize(self, _end, child, self._owner)
         if self._exchange(child, self._hello, START_SEC) is None:
             raise DependencyError(
                 f"a schema is tried in a process of its own, which did not start ({self._bury()}); "
@@ -118,24 +123,33 @@ class GrammarTrial:
     def _exchange(child: subprocess.Popen[bytes], message: dict[str, Any], within_sec: float) -> dict[str, Any] | None:
         """The child's answer; None where it ended, or was ended when the time was up."""
         assert child.stdin is not None and child.stdout is not None
-        watch = threading.Timer(max(0.0, within_sec), child.kill)
+        too_late = threading.Event()
+
+        def end() -> None:
+            too_late.set()
+            child.kill()
+
+        watch = threading.Timer(max(0.0, within_sec), end)
         watch.daemon = True
         watch.start()
+        answer = None
         try:
             child.stdin.write(json.dumps(message).encode() + b"\n")
             child.stdin.flush()
-            return dict(json.loads(child.stdout.readline()))
+            answer = dict(json.loads(child.stdout.readline()))
         except (OSError, ValueError):  # a broken pipe; no line, or half of one
-            return None
+            pass
         finally:
             watch.cancel()
+            watch.join()
+        return None if too_late.is_set() else answer
 
     def _bury(self) -> str:
         """End the child and say how it ended."""
         child, self._child = self._child, None
-        if child is None:
+        if child is None or self._finish is None:
             return "it has ended"
-        _end(child, self._owner)
+        self._finish()
         return _how(child.returncode)
 
 
