@@ -380,7 +380,7 @@ def test_errors_repeat_no_more_than_a_piece_of_the_request(client: TestClient) -
             },
             "$ref": "#/$defs/A0",
         },
-        {"type": "string", "allOf": [{"pattern": f"^.*a.{{{3 + number}}}b.*$"} for number in range(30)]},
+        {"type": "string", "allOf": [{"pattern": f"(a|b)*{'ab'[i % 2]}(a|b){{{24 + i}}}"} for i in range(30)]},
     ],
 )
 def test_no_schema_takes_the_server_from_the_next_question(client: TestClient, schema: dict[str, Any]) -> None:
