@@ -341,3 +341,49 @@ def test_the_deadline_is_a_504(scripted_engine: Engine, scripted: ScriptedModel)
     *chunks, last = events_of(ask(client, request(stream=True)))
     assert chunks[-1]["choices"][0]["delta"] == {"content": PIECES[0]}
     assert last["error"]["code"] == "deadline_exceeded"
+
+
+def test_errors_repeat_no_more_than_a_piece_of_the_request(client: TestClient) -> None:
+    long = "é" * 100_000
+    message = {"role": "user", "content": "What?"}
+    bodies: list[Any] = [
+        request(**{long: 1}),
+        {**request(), "model": long},
+        {**request(), "messages": [{"role": long, "content": "What?"}]},
+        {**request(), "messages": [{**message, long: 1}]},
+        {**request(), "messages": [{"role": "user", "content": [{"type": long, "text": "What?"}]}]},
+        request("What?", f"data:image/{long},{long}"),
+        request("What?", f"http://{long}/"),
+        request(temperature=long),
+        request(stream_options={long: True}),
+        request(response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": long}}}),
+        request(response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": {long: 1, "not": {}}}}),
+        request(response_format={"type": "json_schema", "json_schema": {"name": long, "schema": {}}}),
+    ]
+    for body in bodies:
+        response = ask(client, body)
+        assert response.status_code in (400, 404) and len(response.content) < 2500
+    for response in (client.get(f"/{long[:10_000]}"), client.get(f"/v1/models/{long[:10_000]}")):
+        assert response.status_code == 404 and len(response.content) < 2500
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "integer", "multipleOf": 99999989},
+        {
+            "$defs": {
+                **{
+                    f"A{i}": {"type": "object", "properties": {"x": {"$ref": f"#/$defs/A{i + 1}"}}} for i in range(1000)
+                },
+                "A1000": {"type": "null"},
+            },
+            "$ref": "#/$defs/A0",
+        },
+        {"type": "string", "allOf": [{"pattern": f"(a|b)*{'ab'[i % 2]}(a|b){{{24 + i}}}"} for i in range(30)]},
+    ],
+)
+def test_no_schema_takes_the_server_from_the_next_question(client: TestClient, schema: dict[str, Any]) -> None:
+    asked = request(response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": schema}})
+    assert ask(client, asked).status_code == 400
+    assert ask(client, request()).status_code == client.get("/health").status_code == 200

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from starlette.testclient import TestClient
 
 from tests.serve.asking import PIECES, ScriptedModel, request
+from vz_edge.device.model import EdgeModel
 from vz_edge.serve.app import create_app
 from vz_edge.serve.engine import Engine, Question, Ticket
 from vz_edge.serve.problem import Problem
@@ -125,6 +128,58 @@ def test_shutting_down_answers_who_is_in_and_nobody_else(scripted_engine: Engine
         with pytest.raises(Problem) as raised:
             await text_of(waiting)
         assert (raised.value.status_code, raised.value.body.error.code) == (503, "shutting_down")
+
+    in_a_loop(test)
+
+
+class Panic(BaseException):
+    """As pyo3's PanicException, which is no Exception."""
+
+
+def test_what_ends_the_engines_thread_is_told_to_all_who_wait(model: EdgeModel) -> None:
+    class Panicking(ScriptedModel):
+        def stream(self, image: Any, prompt: Any, **options: Any) -> Any:
+            self.started.release()
+            self._go.acquire()
+            raise Panic("native code gave up")
+
+    panicking, ended = Panicking(model), threading.Event()
+    engine = Engine(panicking, queue_length=1)  # type: ignore[arg-type]
+    engine.on_failure = ended.set
+    engine.start()
+
+    async def test() -> None:
+        running, waiting = engine.admit(60), engine.admit(60)
+        running.ask(QUESTION)
+        await started(panicking)
+        waiting.ask(QUESTION)
+        panicking.let_go(1)
+        for ticket in (running, waiting):
+            with pytest.raises(Problem) as raised:
+                await text_of(ticket)
+            assert (raised.value.status_code, raised.value.body.error.code) == (503, "engine_failed")
+        assert await asyncio.to_thread(ended.wait, WAIT_SEC)
+        assert engine.failed and not engine.healthy
+        assert refused(engine).body.error.code == "engine_failed"
+
+    in_a_loop(test)
+
+
+def test_health_tells_of_a_model_that_is_at_one_request_for_too_long(
+    scripted_engine: Engine, scripted: ScriptedModel
+) -> None:
+    async def test() -> None:
+        client = TestClient(create_app(scripted_engine, Settings(deadline_sec=0.05)), "http://localhost")
+        assert client.get("/health").status_code == 200
+        running = scripted_engine.admit(60)
+        running.ask(QUESTION)
+        await started(scripted)
+        await asyncio.sleep(0.1)
+        response = client.get("/health")
+        assert (response.status_code, response.json()["error"]["code"]) == (503, "engine_busy")
+        scripted.let_go(len(PIECES))
+        await text_of(running)
+        assert client.get("/health").status_code == 200
 
     in_a_loop(test)
 

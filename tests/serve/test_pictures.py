@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import tracemalloc
+import warnings
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -64,3 +67,19 @@ def test_a_broken_file_is_an_image_error() -> None:
         decode(broken)
     with pytest.raises(ImageError):
         decode(png_bomb(500))
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_broken_exif_is_read_or_refused(form: str) -> None:
+    rng, exif = np.random.default_rng(1), Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "maker"
+    good = exif.tobytes()
+    for _ in range(60):
+        broken = bytearray(good[: rng.integers(1, len(good) + 1)])
+        for place in rng.integers(0, len(broken), 3):
+            broken[place] = rng.integers(256)
+        file = file_of(picture(5), form, exif=bytes(broken))
+        with contextlib.suppress(ImageError, Problem), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            check_pixels([file], 10_000, "messages")
+            assert decode(file).mode == "RGB"

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.serve.asking import file_of, picture
-from vz_edge.serve import remote
+from vz_edge.serve import name_lookup, remote
 from vz_edge.serve.problem import Problem
 from vz_edge.serve.settings import RemoteLimits
 
@@ -168,18 +168,69 @@ def test_addresses_inside_are_never_asked(monkeypatch: pytest.MonkeyPatch, host:
         asyncio.run(remote.fetch(f"http://{host}/picture", LIMITS, "here"))
 
 
-@pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"])
-def test_the_open_internet_is_open(address: str) -> None:
-    assert remote.is_public(ipaddress.ip_address(address))
+def named(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
+    """Let every host name have these addresses."""
+
+    def entries(host: str, port: int, **options: object) -> list[object]:
+        return [(0, 0, 0, "", (address, port)) for address in addresses]
+
+    monkeypatch.setattr(name_lookup.socket, "getaddrinfo", entries)
 
 
 def test_one_address_inside_is_enough_to_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def both(self: object, host: str, port: int, **options: object) -> list[object]:
-        return [(0, 0, 0, "", ("8.8.8.8", port)), (0, 0, 0, "", ("10.0.0.1", port))]
-
-    monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", both)
+    named(monkeypatch, "8.8.8.8", "10.0.0.1")
     with pytest.raises(Problem, match="open internet"):
         asyncio.run(remote.fetch("http://two.example/", LIMITS, "here"))
+
+
+def test_every_address_is_tried_in_order_without_a_second_lookup(
+    web: http.server.ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried, connect = [], asyncio.open_connection
+
+    async def noted(host: str, *arguments: object, **options: object) -> object:
+        tried.append(host)
+        named(monkeypatch, "10.0.0.1")  # what the name means from now on
+        if host == "127.0.0.3":
+            await asyncio.sleep(60)
+        return await connect(host, *arguments, **options)  # type: ignore[arg-type]
+
+    named(monkeypatch, "127.0.0.2", "127.0.0.3", "127.0.0.1", "127.0.0.4")
+    monkeypatch.setattr(asyncio, "open_connection", noted)
+    limits = RemoteLimits(max_bytes=10_000, total_sec=30.0, connect_sec=0.2)
+    url = f"http://many.example:{web.server_port}/picture?a=b"
+    assert asyncio.run(remote.fetch(url, limits, "here", lambda address: True)) == PICTURE
+    assert tried == ["127.0.0.2", "127.0.0.3", "127.0.0.1"]
+
+
+def test_slow_names_leave_the_threads_of_all_others_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    answered = threading.Event()
+
+    def slow(host: str, port: int, **options: object) -> list[object]:
+        answered.wait(60)
+        return []
+
+    async def test() -> list[BaseException | bytes]:
+        limits = RemoteLimits(lookup_sec=0.5)
+        fetches = [
+            asyncio.create_task(remote.fetch("http://slow.example/", limits, "here"))
+            for _ in range(name_lookup.MOST_LOOKUPS + 1)
+        ]
+        for _ in range(64):  # more than the loop's own pool has
+            await asyncio.wait_for(asyncio.to_thread(int), 10)
+        return await asyncio.gather(*fetches, return_exceptions=True)
+
+    monkeypatch.setattr(name_lookup.socket, "getaddrinfo", slow)
+    try:
+        *waited, refused = asyncio.run(test())
+    finally:
+        answered.set()
+    for problem in waited:
+        assert isinstance(problem, Problem) and problem.status_code == 400 and "within 0.5 s" in str(problem.detail)
+    assert isinstance(refused, Problem) and (refused.status_code, refused.body.error.code) == (503, "lookups_busy")
+    for _ in range(name_lookup.MOST_LOOKUPS):  # all places come back
+        assert name_lookup._places.acquire(timeout=10)
+    name_lookup._places.release(name_lookup.MOST_LOOKUPS)
 
 
 @pytest.mark.parametrize(

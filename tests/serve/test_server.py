@@ -146,3 +146,31 @@ def test_sigterm_lets_answers_finish(bundle: Path, tmp_path: Path) -> None:
         assert child.stderr is not None and "Traceback" not in child.stderr.read()
         with pytest.raises(openai.APIConnectionError):
             client_of(port).models.list()
+
+
+def test_a_panic_of_native_code_ends_the_process_with_a_status_that_is_none_of_success(bundle: Path) -> None:
+    script = (
+        "import sys\n"
+        "from vz_edge.device.cached_model import CachedModel\n"
+        "class Panic(BaseException): pass\n"
+        "def stream(*arguments, **options): raise Panic('native code gave up')\n"
+        "CachedModel.stream = stream\n"
+        "from vz_edge.cli import main\n"
+        f"sys.argv[1:] = ['serve', {str(bundle)!r}, '--port', '0', '--threads', '1']\n"
+        "main()\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "VZ_EDGE_TOKEN"}
+    command = [sys.executable, "-c", script]
+    environment["PYTHONPATH"] = str(REPOSITORY)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as child:
+        try:
+            assert child.stdout is not None and child.stderr is not None
+            greeting = child.stdout.readline()
+            port = int(greeting.partition("127.0.0.1:")[2].partition("/")[0])
+            with pytest.raises(openai.InternalServerError, match="has failed") as raised:
+                ask(client_of(port), 1)
+            assert raised.value.status_code == 503
+            assert child.wait(WAIT_SEC) == 70
+            assert "native code gave up" in child.stderr.read()
+        finally:
+            child.kill()

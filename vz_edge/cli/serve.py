@@ -15,6 +15,7 @@ import typer
 from vz_edge.serve.settings import RemoteLimits, Settings, check_exposure, read_token
 
 STOP_SEC = 5.0
+FAILED_STATUS = 70  # EX_SOFTWARE of sysexits.h: a supervisor that restarts on failure does
 
 
 def command(
@@ -100,6 +101,9 @@ def command(
         engine.start()
         greeting = _greeting(url_of(bound, host), engine.name, settings)
         run(application, engine, bound, grace_sec, lambda: print(greeting, flush=True))
+    if engine.failed:  # its native parts are in no state that anything can be asked of
+        sys.stdout.flush()
+        os._exit(FAILED_STATUS)
     if not engine.stop(STOP_SEC):
         # Reading a prompt cannot be interrupted, and the interpreter cannot end around a thread that does it.
         sys.stdout.flush()

@@ -140,7 +140,7 @@ def _value(grammar: Grammar, text: str, cut_off: Literal["length", "deadline"] |
         )
     try:
         return grammar.parse(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise AnswerError(
             f"the answer {shown(text)} follows the grammar of its schema, and the schema refuses it: "
             f"{one_line(error)}; ask again, or loosen the schema"

@@ -13,19 +13,23 @@ from __future__ import annotations
 
 import codecs
 import json
+import math
 import re
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vz_edge.arguments import shown as described
 from vz_edge.arguments import text as checked_text
+from vz_edge.device.grammar_trial import GrammarTrial
+from vz_edge.device.matcher import new_matcher, token_table, undrawn
 from vz_edge.device.process import one_line
 from vz_edge.device.requirements import install_command
+from vz_edge.device.schema_bounds import check_bytes, check_depth
 from vz_edge.errors import AnswerError, DependencyError, RequestError
 
 if TYPE_CHECKING:
@@ -50,8 +54,6 @@ Schema = Mapping[str, Any] | type | Sequence[str] | re.Pattern[str] | Lark
 
 # How json.dumps writes: one way to write a value, so that what is between values is never a choice.
 JSON_LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-# A model that was trained on "ASSISTANT: Yes" begins its answers with a space; it is no part of the answer.
-WITH_SPACE = {"lark_grammar": 'start: " "? @answer'}
 INLINE_FLAGS = {re.IGNORECASE: "i", re.DOTALL: "s"}  # those that mean the same in both dialects
 KEPT_GRAMMARS = 32
 SHOWN_CHARACTERS = 60  # of an answer, in an error
@@ -120,7 +122,7 @@ class Guide:
         return self._characters.decode(b"", final=True)
 
     def _stuck(self) -> AnswerError:
-        reason = _undrawn(self._matcher.get_error().split("<state>")[0]) or "none of the model's tokens can follow"
+        reason = undrawn(self._matcher.get_error().split("<state>")[0]) or "none of the model's tokens can follow"
         return AnswerError(f"the answer cannot go on as its schema says ({reason}); simplify the schema")
 
 
@@ -137,35 +139,48 @@ class GrammarCompiler:
         self._vocab_size = vocab_size
         self._stop_ids = list(stop_ids)
         self._table: LLTokenizer | None = None
+        self._trial: GrammarTrial | None = None
         self._lock = threading.Lock()
-        self._kept_matcher = lru_cache(KEPT_GRAMMARS)(self._matcher)
+        self._kept: OrderedDict[str, tuple[bool, LLMatcher]] = OrderedDict()
 
-    def compile(self, schema: Any) -> Grammar:
+    def compile(self, schema: Any, within_sec: float = math.inf) -> Grammar:
         """The grammar of a JSON schema, a pydantic model, a regular expression or a Lark grammar.
 
-        Raises RequestError for what is none of these or has no grammar, and DependencyError without llguidance.
+        One that is not kept is tried in a process of its own first (``grammar_trial``), for ``within_sec`` at most.
+        Raises RequestError for what is none of these, has no grammar or needs too much of the machine, and
+        DependencyError without llguidance.
         """
         table = self._shared_table()
         source, parse = grammar_source(schema)
-        return Grammar(parse, *self._kept_matcher(json.dumps(source)), table)
+        written = json.dumps(source)
+        check_bytes(written)
+        return Grammar(parse, *self._matcher(written, within_sec), table)
 
-    def _matcher(self, source: str) -> tuple[bool, LLMatcher]:
+    def close(self) -> None:
+        """End the process in which grammars are tried."""
+        if self._trial is not None:
+            self._trial.close()
+
+    def _matcher(self, source: str, within_sec: float) -> tuple[bool, LLMatcher]:
         """Whether a space in front is skipped, and the grammar with that space."""
-        from llguidance import LLMatcher
-
-        table, grammar = self._shared_table(), json.loads(source)
-        bare = LLMatcher(table, json.dumps({"grammars": [grammar]}), log_level=0)
-        if bare.is_error():
-            raise RequestError(f"the schema cannot be followed: {_undrawn(bare.get_error())}; correct or simplify it")
-        space = table.tokenize_bytes(b" ")
-        if bare.validate_tokens(space) == len(space):  # the answer itself may begin with a space
-            return False, bare
-        spaced = json.dumps({"grammars": [WITH_SPACE, {**grammar, "name": "answer"}]})
-        return True, LLMatcher(table, spaced, log_level=0)
+        with self._lock:
+            if kept := self._kept.get(source):
+                self._kept.move_to_end(source)
+                return kept
+        table = self._shared_table()
+        assert self._trial is not None
+        is_small = self._trial.check(source, within_sec)
+        compiled = new_matcher(table, source)
+        with self._lock:
+            if is_small:
+                self._kept[source] = compiled
+            while len(self._kept) > KEPT_GRAMMARS:
+                self._kept.popitem(last=False)
+        return compiled
 
     def _shared_table(self) -> LLTokenizer:
         try:
-            from llguidance import LLTokenizer
+            import llguidance  # noqa: F401
         except ImportError as error:
             raise DependencyError(
                 f"schema needs the package llguidance ({error}); {install_command('schema')}, or give a list of "
@@ -175,7 +190,9 @@ class GrammarCompiler:
             if self._table is None:
                 # Tokens beyond the logits are in the table and never allowed; logits beyond the tokens neither.
                 size = max(self._vocab_size, self._tokenizer.get_vocab_size())
-                self._table = LLTokenizer(self._tokenizer.to_str(), n_vocab=size, eos_token=self._stop_ids or None)
+                tokenizer_json = self._tokenizer.to_str()
+                self._table = token_table(tokenizer_json, size, self._stop_ids)
+                self._trial = GrammarTrial(tokenizer_json, size, self._stop_ids)
             return self._table
 
 
@@ -200,16 +217,12 @@ def shown(text: str) -> str:
     return repr(text if len(text) <= SHOWN_CHARACTERS else "…" + text[-SHOWN_CHARACTERS:])
 
 
-def _undrawn(reason: str) -> str:
-    """A reason of llguidance's in one line: it draws them over many, with a mark below the place."""
-    return " ".join(line.strip() for line in reason.splitlines() if line.strip(" ^|"))
-
-
 def _json_source(schema: dict[str, Any]) -> dict[str, Any]:
     try:
         json.dumps(schema)
     except (TypeError, ValueError, RecursionError) as error:
         raise RequestError(f"the schema is not JSON ({error}); write it as json.loads would return it") from error
+    check_depth(schema)
     layout = schema.get("x-guidance", {})
     if not isinstance(layout, Mapping):
         raise RequestError(f"x-guidance of the schema is {layout!r}; expected an object of llguidance's options")
@@ -247,6 +260,7 @@ def _regex_source(pattern: re.Pattern[Any]) -> dict[str, Any]:
     letters = "".join(letter for flag, letter in INLINE_FLAGS.items() if flags & flag)
     if other := flags & ~re.IGNORECASE & ~re.DOTALL:
         raise RequestError(f"the regular expression has {other!r}, which no schema takes; IGNORECASE and DOTALL can be")
+    check_bytes(pattern.pattern)
     source = f"(?{letters}){pattern.pattern}" if letters else pattern.pattern
     return json.loads(LLMatcher.grammar_from_regex(source))["grammars"][0]
 

@@ -143,6 +143,8 @@ class EdgeModel:
         """
         for conversation in list(self._conversations):
             conversation.close()
+        if self._compiler is not CLOSED_MODEL:
+            self._compiler.close()
         self.vision = self.chat = self.embedding = self.decoder = self._compiler = CLOSED_MODEL
 
     def check_open(self) -> None:

@@ -73,7 +73,7 @@ def check_options(
         (*own_stop.strings, *stop_strings) if schema is None else (),
         math.inf if deadline_sec is None else started + deadline_sec,
         flag("logprobs", given["logprobs"]),
-        None if schema is None or choices is not None else compiler.compile(schema),
+        None if schema is None or choices is not None else compiler.compile(schema, deadline_sec or math.inf),
     )
     return limits, choices
 

@@ -12,7 +12,8 @@ image token, and ``EdgeModel`` puts the picture's features there.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property, lru_cache
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from vz_edge.arguments import shown
 from vz_edge.arguments import text as checked_text
+from vz_edge.device.prompt_trial import check_prompt_files
 from vz_edge.device.typed_text import ControlTokens, control_contents, with_stand_ins
 from vz_edge.errors import CorruptBundleError, RequestError
 
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 Message = Mapping[str, Any]
+
+MOST_CHARACTERS = 2**24  # that a template may write, or multiply a text to
+MOST_BITS = 2**14  # of an integer that a template computes
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,16 @@ class ChatPrompt:
 
     @classmethod
     def load(cls, folder: Path, image_token_id: int) -> ChatPrompt:
-        """Read chat_template.jinja, tokenizer.json and tokenizer_config.json. Raises CorruptBundleError."""
+        """Read chat_template.jinja, tokenizer.json and tokenizer_config.json, once a trial of them went well.
+
+        Both are run, and the folder may be a stranger's: see ``prompt_trial``. Raises CorruptBundleError.
+        """
+        check_prompt_files(folder, image_token_id)
+        return cls.read(folder, image_token_id)
+
+    @classmethod
+    def read(cls, folder: Path, image_token_id: int) -> ChatPrompt:
+        """As ``load``, without a trial."""
         from tokenizers import Tokenizer
 
         try:
@@ -135,12 +149,23 @@ def render_template(template: str, messages: Sequence[Message], special: Mapping
     """Write the conversation down, ready for the answer. Raises RequestError where the template refuses it."""
     try:
         # tools and documents as transformers has them where there are none: a template may ask "is not none".
-        return _compile(template).render(
+        pieces = _compile(template).generate(
             messages=messages, tools=None, documents=None, add_generation_prompt=True, **special
         )
+        return _bounded(pieces)
     except Exception as error:  # a template is code of the checkpoint's
         reason = " ".join(str(error).split()) or type(error).__name__
         raise RequestError(f"the model's chat template cannot write these messages down: {reason}") from error
+
+
+def _bounded(pieces: Iterator[str]) -> str:
+    written, characters = list[str](), 0
+    for piece in pieces:
+        written.append(piece)
+        characters += len(piece)
+        if characters > MOST_CHARACTERS:
+            raise ValueError(f"it writes more than {MOST_CHARACTERS} characters")
+    return "".join(written)
 
 
 def special_tokens(tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
@@ -177,6 +202,7 @@ def _compile(template: str) -> jinja2.Template:
     from jinja2.ext import Extension, loopcontrols
     from jinja2.nodes import Node
     from jinja2.parser import Parser
+    from jinja2.runtime import Context
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class GenerationTag(Extension):
@@ -188,13 +214,35 @@ def _compile(template: str) -> jinja2.Template:
             next(parser.stream)
             return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols]
-    )
+    class BoundedEnvironment(ImmutableSandboxedEnvironment):
+        """Two short operands can make a result that fills the memory; the sandbox bounds ``range`` alone."""
+
+        intercepted_binops = frozenset({"*", "**", "%"})
+
+        def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+            if _result_is_huge(operator, left, right):
+                raise ValueError(f"the result of {operator} is too large")
+            return super().call_binop(context, operator, left, right)
+
+    environment = BoundedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols])
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     return environment.from_string(template)
+
+
+def _result_is_huge(operator: str, left: Any, right: Any) -> bool:
+    if operator == "%":  # of a text: the width of a field
+        return isinstance(left, str) and ("*" in left or re.search(r"[0-9]{6}", left) is not None)
+    if isinstance(left, int) and isinstance(right, int):
+        bits = left.bit_length() * right if operator == "**" else left.bit_length() + right.bit_length()
+        return bits > MOST_BITS
+    lengths = [operand if isinstance(operand, int) else len(operand) for operand in (left, right) if _counts(operand)]
+    return len(lengths) == 2 and lengths[0] * lengths[1] > MOST_CHARACTERS
+
+
+def _counts(operand: Any) -> bool:
+    return isinstance(operand, (int, str, list, tuple))
 
 
 def _tojson(

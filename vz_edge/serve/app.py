@@ -77,6 +77,13 @@ def _router(engine: Engine, settings: Settings) -> APIRouter:
         """200 while questions are taken and answered; needs no token."""
         if not engine.healthy:
             raise Problem(503, "shutting_down", "the server takes no more requests")
+        if engine.busy_sec > settings.deadline_sec:
+            raise Problem(
+                503,
+                "engine_busy",
+                f"the model has been at one request for longer than {settings.deadline_sec:g} s; restart the server if "
+                "that goes on",
+            )
         return Health()
 
     @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})

@@ -161,11 +161,14 @@ class Engine:
         self.metrics = metrics = Metrics()
         self.name = model.manifest.name
         self.closing = False
+        self.failed = False
+        self.on_failure: Callable[[], None] = lambda: None  # called by the engine's thread, when it has ended
+        self._busy_since: float | None = None  # by time.monotonic
         self._places = 1 + queue_length
         self._open: set[Ticket] = set()
         self._lock = threading.Lock()
         self._line: queue.SimpleQueue[Ticket | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name="vz-edge engine", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="vz-edge engine", daemon=True)
         self._answer_sec = 1.0
         self._admitted = metrics.counter(
             "vz_edge_serve_admitted_total", "Requests that got a place; those not finished wait or are answered."
@@ -190,6 +193,12 @@ class Engine:
         """Whether questions are taken and answered."""
         return self._thread.is_alive() and not self.closing
 
+    @property
+    def busy_sec(self) -> float:
+        """How long the model has been at its present work; 0 where it waits for some."""
+        since = self._busy_since
+        return 0.0 if since is None else time.monotonic() - since
+
     def start(self) -> None:
         """Begin to answer."""
         self._thread.start()
@@ -197,7 +206,7 @@ class Engine:
     def admit(self, deadline_sec: float) -> Ticket:
         """A place for a request, which must have its answer in ``deadline_sec``. Raises Problem: 429 or 503."""
         if self.closing:
-            raise _shutting_down()
+            raise self._ending()
         with self._lock:
             if len(self._open) >= self._places:
                 self._refused.add()
@@ -221,7 +230,7 @@ class Engine:
         with self._lock:
             tickets = list(self._open)
         for ticket in tickets:
-            ticket.post(_shutting_down())
+            ticket.post(self._ending())
             ticket.close()
 
     def stop(self, timeout_sec: float) -> bool:
@@ -255,16 +264,30 @@ class Engine:
         self._open.discard(ticket)
         self._finished.add()
 
+    def _run(self) -> None:
+        """Work until the end. What ends the thread before is told to all who wait, and to who started it."""
+        try:
+            self._work()
+        except BaseException:  # as a panic of a native library, which is no Exception
+            logger.critical("the engine has failed; the server ends", exc_info=True)
+            self.failed = True
+            self.close()
+            self.abort()
+            self.on_failure()
+
+    def _ending(self) -> Problem:
+        return _failed() if self.failed else _shutting_down()
+
     def _work(self) -> None:
         while (ticket := self._line.get()) is not None:
             with self._lock:
                 if ticket.state != "waiting":  # it has left
                     continue
                 ticket.state = "running"
-            started = time.monotonic()
+            self._busy_since = started = time.monotonic()
             self._queue_sec.observe(started - ticket.asked)
             last = self._answer(ticket)
-            self._answer_sec = time.monotonic() - started
+            self._answer_sec, self._busy_since = time.monotonic() - started, None
             with self._lock:
                 self._let_go(ticket)
             ticket.post(last)  # after the place is free: who has its answer may ask again
@@ -283,7 +306,7 @@ class Engine:
             with contextlib.closing(stream):
                 for piece in stream:
                     if ticket.cancelled:
-                        raise _shutting_down()  # or nobody is there to be told
+                        raise self._ending()  # or nobody is there to be told
                     ticket.post(piece)
                 reply = stream.reply
         except Exception as error:
@@ -305,4 +328,10 @@ class Engine:
 def _shutting_down() -> Problem:
     return Problem(
         503, "shutting_down", "the server shuts down; try again when it is back", headers={"Retry-After": "5"}
+    )
+
+
+def _failed() -> Problem:
+    return Problem(
+        503, "engine_failed", "the server has failed and ends; try again when it is back", headers={"Retry-After": "5"}
     )

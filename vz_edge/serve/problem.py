@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse
 from vz_edge.errors import AnswerError, BudgetError, ContextLengthError, DependencyError, ImageError, RequestError
 
 _QUOTE = "'"  # pydantic writes names in quotes
+MOST_MESSAGE_CHARACTERS, MOST_PARAM_CHARACTERS = 600, 64
 CLIENT_CLOSED_REQUEST = 499  # nginx's; nobody is there to read it, but it is counted
 
 
@@ -38,7 +39,10 @@ class ErrorBody(BaseModel):
 
 
 class Problem(HTTPException):
-    """Ends a request with ``status`` and OpenAI's error body. ``param`` is the field that is to blame."""
+    """Ends a request with ``status`` and OpenAI's error body. ``param`` is the field that is to blame.
+
+    Message and param are shortened here, in the one place that all errors pass: both may repeat what a client sent.
+    """
 
     def __init__(
         self,
@@ -48,6 +52,7 @@ class Problem(HTTPException):
         param: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
+        message, param = shortened(message, MOST_MESSAGE_CHARACTERS), param and shortened(param, MOST_PARAM_CHARACTERS)
         super().__init__(status, message, dict(headers or {}))
         self.body = ErrorBody(error=ErrorDetail(message=message, type=_type_of(status), param=param, code=code))
 
@@ -75,6 +80,14 @@ def problem_of(error: Exception) -> Problem:
     if isinstance(error, DependencyError):  # llguidance, where the server was installed without it
         return Problem(400, "unsupported_parameter", str(error), "response_format")
     return Problem(500, "internal_error", "the server failed at this request; its log says where")
+
+
+def shortened(text: str, most: int) -> str:
+    """``text`` as it is, or its beginning and its end with three dots between them: ``most`` characters."""
+    if len(text) <= most:
+        return text
+    half = (most - 5) // 2
+    return f"{text[:half]} ... {text[-half:]}"
 
 
 def errors_of(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -2,8 +2,9 @@
 
 Server-side request forgery is asking a server for an address that only the server can reach: itself, the robot beside
 it, a cloud's metadata service. What is refused is therefore decided on addresses, not on how they are written: the
-host is resolved once, every address it has must be public, and the connection goes to the very address that was
-checked, so that a name cannot mean something else a moment later. Each redirect begins anew.
+host is resolved once, every address it has must be public (``addresses``), and the connection goes to the very
+addresses that were checked, one after the other until one answers, so that a name cannot mean something else a moment
+later. Each redirect begins anew.
 
 h11 speaks HTTP; the connection is asyncio's. Proxies that the environment names are not used: they resolve names
 themselves.
@@ -12,8 +13,6 @@ themselves.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
-import socket
 import ssl
 from collections.abc import Callable
 from typing import NamedTuple
@@ -22,15 +21,15 @@ from urllib.parse import urljoin, urlsplit
 import anyio
 import h11
 
+from vz_edge.serve.addresses import Address, is_public
+from vz_edge.serve.name_lookup import look_up
 from vz_edge.serve.problem import Problem
 from vz_edge.serve.settings import RemoteLimits
 
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-# Networks whose addresses end with an IPv4 address: NAT64 (RFC 6052), and compatible ones, long deprecated (RFC 4291).
-HIDING = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("::/96"))
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 PORTS = {"http": 80, "https": 443}
 CHUNK_BYTES = 64 * 1024
+MOST_ADDRESSES = 8  # of a host, that are tried
 
 
 class Target(NamedTuple):
@@ -54,7 +53,7 @@ async def fetch(url: str, limits: RemoteLimits, where: str, allowed: Callable[[A
     try:
         with anyio.fail_after(limits.total_sec):
             for _ in range(1 + limits.max_redirects):
-                answer = await _get(parse_url(url), limits.max_bytes, allowed or is_public)
+                answer = await _get(parse_url(url), limits, allowed or is_public)
                 if isinstance(answer, bytes):
                     return answer
                 url = urljoin(url, answer)
@@ -85,37 +84,46 @@ def parse_url(url: str) -> Target:
     return Target(parts.scheme, parts.hostname, port, path)
 
 
-def is_public(address: Address) -> bool:
-    """Whether an address is one of the open internet, also where it hides an IPv4 address in an IPv6 one."""
-    if isinstance(address, ipaddress.IPv6Address):
-        hidden = address.ipv4_mapped or address.sixtofour
-        if hidden is None and any(address in network for network in HIDING):
-            hidden = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-        if hidden is not None:
-            return is_public(hidden)
-    return address.is_global and not address.is_multicast
-
-
-async def _get(target: Target, max_bytes: int, allowed: Callable[[Address], bool]) -> bytes | str:
+async def _get(target: Target, limits: RemoteLimits, allowed: Callable[[Address], bool]) -> bytes | str:
     """The body of a picture, or where a redirect leads."""
-    address = await _resolve(target, allowed)
+    addresses = await _resolve(target, limits, allowed)
     context = ssl.create_default_context() if target.scheme == "https" else None
-    reader, writer = await asyncio.open_connection(
-        str(address), target.port, ssl=context, server_hostname=target.host if context else None
-    )
+    reader, writer = await _connect(target, addresses, context, limits.connect_sec)
     try:
-        return await _exchange(target, reader, writer, max_bytes)
+        return await _exchange(target, reader, writer, limits.max_bytes)
     finally:
         writer.close()
 
 
-async def _resolve(target: Target, allowed: Callable[[Address], bool]) -> Address:
-    """The first address of the host. Raises RemoteError unless all of them are allowed."""
-    found = await asyncio.get_running_loop().getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
-    addresses = [ipaddress.ip_address(entry[4][0]) for entry in found]
+async def _resolve(target: Target, limits: RemoteLimits, allowed: Callable[[Address], bool]) -> list[Address]:
+    """The addresses of the host. Raises RemoteError unless all of them are allowed."""
+    try:
+        with anyio.fail_after(limits.lookup_sec):
+            addresses = await look_up(target.host, target.port)
+    except TimeoutError as error:
+        raise RemoteError(f"its host name was not found within {limits.lookup_sec:g} s; check the URL") from error
     if not addresses or not all(allowed(address) for address in addresses):
         raise RemoteError("its host is not on the open internet; send the picture itself as a data URL")
-    return addresses[0]
+    return addresses[:MOST_ADDRESSES]
+
+
+async def _connect(
+    target: Target, addresses: list[Address], context: ssl.SSLContext | None, each_sec: float
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection to the first of ``addresses`` that answers; they are numbers, so nothing is looked up again.
+
+    Raises the OSError of the last one where none does.
+    """
+    failure: OSError = OSError("the host has no address")
+    for address in addresses:
+        try:
+            with anyio.fail_after(each_sec):
+                return await asyncio.open_connection(
+                    str(address), target.port, ssl=context, server_hostname=target.host if context else None
+                )
+        except OSError as error:  # a TimeoutError is one
+            failure = ConnectionError(f"{address} does not answer") if isinstance(error, TimeoutError) else error
+    raise failure
 
 
 async def _exchange(

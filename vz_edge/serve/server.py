@@ -13,7 +13,9 @@ from fastapi import FastAPI
 
 from vz_edge.errors import ServeError
 from vz_edge.serve.engine import Engine
+from vz_edge.serve.http_connections import Connections, most_connections, protocol_of
 
+BACKLOG = 128  # connections that the system keeps until they are accepted
 LAST_WORDS_SEC = 2.0  # for telling those whose answers were cut off
 
 
@@ -50,15 +52,16 @@ def run(app: FastAPI, engine: Engine, bound: socket.socket, grace_sec: float, re
     """Serve until SIGTERM or SIGINT, then let answers finish for up to ``grace_sec``.
 
     ``ready`` is called when requests are taken. A second SIGINT does not wait. h11 parses HTTP whatever else is
-    installed: it is the strict one.
+    installed: it is the strict one. Connections are bounded as ``http_connections`` says.
     """
     config = uvicorn.Config(
         app,
-        http="h11",
+        http=protocol_of(Connections(most_connections())),
         ws="none",
         lifespan="off",
         access_log=False,
-        log_level=logging.WARNING,
+        log_level=logging.ERROR,  # a warning is written per request that is no HTTP
+        backlog=BACKLOG,
         server_header=False,
         proxy_headers=False,
         timeout_graceful_shutdown=None,
@@ -81,7 +84,17 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        loop = asyncio.get_running_loop()
+
+        def failed() -> None:
+            loop.call_soon_threadsafe(self._end)
+
+        self._engine.on_failure = failed
         self._ready()
+
+    def _end(self) -> None:
+        """Shut down as after a signal."""
+        self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._engine.close()

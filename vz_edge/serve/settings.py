@@ -16,11 +16,16 @@ SHORTEST_TOKEN = 16
 
 @dataclass(frozen=True)
 class RemoteLimits:
-    """Bounds of fetching pictures by URL: bytes of all in a request; seconds of each, its redirects included."""
+    """Bounds of fetching pictures by URL: bytes of all in a request; seconds of each, its redirects included.
+
+    ``lookup_sec`` is for a host's name, ``connect_sec`` for each address that it has; both are part of ``total_sec``.
+    """
 
     max_bytes: int = 10 * 2**20
     total_sec: float = 10.0
     max_redirects: int = 3
+    lookup_sec: float = 4.0
+    connect_sec: float = 3.0
 
 
 @dataclass(frozen=True)
