@@ -61,7 +61,13 @@ def test_the_whole_list_runs_without_a_gpu(tmp_path: Path) -> None:
     text = (tmp_path / "out" / "truth.md").read_text()
     for stage in truth.STAGES:
         assert f"| {stage.name} | done |" in text and f"## {stage.title}" in text
-    for found in ("13B-4bit-320", "MatMulNBits", "profiles/runtimes/onnxruntime.yaml", "compress", "blocks of 128"):
+    for found in (
+        "13B-4bit-320",
+        "MatMulNBits",
+        "profiles/runtimes/onnxruntime.yaml",
+        "compress",
+        "blocks of 32 symmetric fused",
+    ):
         assert found in text
     assert not any(row.get("failed") for found in files.values() for table in found["tables"] for row in table["rows"])
 

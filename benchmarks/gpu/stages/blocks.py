@@ -32,7 +32,7 @@ VARIANTS = (
     Variant("blocks of 32 fused", block_size=32, fused=True),
     Variant("8 bits blocks of 128", bits=8),
 )
-TINY = ("blocks of 128", "blocks of 32 symmetric fused")
+TINY = ("blocks of 32 symmetric fused",)  # a rehearsal has one, that differs from an export the most
 LEAST_SEC = 8.0
 TABLE = f"a 13B decoder: {PROMPT_TOKENS} tokens read, then {STEPS} steps"
 

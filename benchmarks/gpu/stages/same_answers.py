@@ -7,6 +7,8 @@ held against a bar is how far and how often.
 
 from __future__ import annotations
 
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,7 @@ from vz_edge.device.verify import kept_agreement
 from vz_edge.device.vision import VisionResult
 from vz_edge.host.export import ExportRequest, SilentProgress, plan_export, write_bundle
 
+TARGETS = ("cpu", "cuda")
 SCENE_SEED, SCENES, QUESTIONS_PER_SCENE = 90_000, 5, 4  # no scene of the training
 ANSWER_TOKENS = 8
 GRAPH_TOKENS = 1024
@@ -36,7 +39,11 @@ TABLE = "CUDA bundle beside the processor's"
 
 def run(settings: Settings, record: Record) -> None:
     """Export both, and compare."""
-    folders = {target: _export(settings, target) for target in ("cpu", "cuda")}
+    if settings.shape == "tiny":
+        checkpoint_folder("tiny", Path(settings.work))  # made once, before two read it
+    with ProcessPoolExecutor(len(TARGETS), get_context("spawn")) as pool:
+        exports = {target: pool.submit(_export, settings, target) for target in TARGETS}
+        folders = {target: export.result() for target, export in exports.items()}
     ours, theirs = load(folders["cuda"], settings), EdgeModel.load(folders["cpu"], "cpu")
     _provider_options(ours, settings, record)
     scenes = make_scenes(SCENE_SEED, SCENES)
