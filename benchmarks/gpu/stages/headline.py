@@ -25,7 +25,7 @@ from vz_edge.profiling.processes import Worker
 
 ANSWER_TOKENS = {"true": 64, "tiny": 8}
 ROUNDS = {"true": 7, "tiny": 1}
-WARM_UPS = 2  # the first captures the graph
+WARM_UPS = {"true": 2, "tiny": 1}  # the first captures the graph
 RESERVE_SEC = 12.0  # of the stage's time: no round begins with less left
 MOST_PEAK_GB, MOST_TTFT_RATIO, LEAST_PREFILL_RATIO, LEAST_BANDWIDTH_PERCENT = 8.9, 0.5, 8.0, 60.0
 MEMORY, TIME = "memory of the card at its highest", "time, medians (lowest–highest)"
@@ -113,14 +113,15 @@ def _times(settings: Settings, found: dict[str, dict[str, Any]], record: Record)
             if "image_tokens" in counts:
                 tokens = counts["image_tokens"] + counts["prompt_tokens"] + ANSWER_TOKENS[settings.shape]
                 workers[rival.name], has_graph[rival.name] = _started(rival, settings, tokens, record)
-        for number in range(WARM_UPS + ROUNDS[settings.shape]):
+        warm_ups, rounds = WARM_UPS[settings.shape], ROUNDS[settings.shape]
+        for number in range(warm_ups + rounds):
             if settings.left_sec < RESERVE_SEC:
-                record.note(f"{max(number - WARM_UPS, 0)} of {ROUNDS[settings.shape]} rounds: the time was over.")
+                record.note(f"{max(number - warm_ups, 0)} of {rounds} rounds: the time was over.")
                 break
             for name in list(workers):
                 ways = (True, False) if has_graph[name] else (False,)
                 for graph in ways:
-                    _round(workers, name, graph, number >= WARM_UPS, found[name], record)
+                    _round(workers, name, graph, number >= warm_ups, found[name], record)
     finally:
         for worker in workers.values():
             worker.close()
