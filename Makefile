@@ -13,7 +13,7 @@ demo: $(VENV)/.demo
 	$(BIN)/vz-edge run bundles/vz-demo --image examples/scene.jpg "how many circles do you see?"
 
 test: $(VENV)/.test
-	@echo "make test: lint, types and all tests, about 15 minutes on two cores; nothing is downloaded"
+	@echo "make test: lint, types and all tests, about 10 minutes on two cores; nothing is downloaded"
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
